@@ -1,0 +1,32 @@
+-- Appends a batch of entries to a fenced stream and publishes them, or does neither: what is refused is not heard.
+-- Repeating a batch after a lost reply is harmless. Only an opener may create the stream, so that a former holder cannot
+-- revive one that has expired.
+-- KEYS[1] stream, KEYS[2] channel
+-- ARGV: open (0 no, 1 a claim's first batch, 2 facts already committed), token, seconds to live, lowest token to keep
+--       (0: keep all), then n and value of each entry.
+local exists = redis.call('EXISTS', KEYS[1]) == 1
+if ARGV[1] == '0' and not exists then return 'GONE' end
+local top = '0-0'
+if exists then
+  local info = redis.call('XINFO', 'STREAM', KEYS[1])
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then top = info[i + 1] end
+  end
+end
+local top_token, top_n = string.match(top, '(%d+)-(%d+)')
+top_token, top_n = tonumber(top_token), tonumber(top_n)
+local token = tonumber(ARGV[2])
+if top_token > token then return 'STALE' end
+for i = 5, #ARGV, 2 do
+  if top_token < token or tonumber(ARGV[i]) > top_n then
+    local id = ARGV[2] .. '-' .. ARGV[i]
+    if ARGV[1] == '1' and i == 5 and ARGV[4] ~= '0' then
+      redis.call('XADD', KEYS[1], 'MINID', ARGV[4], id, 'e', ARGV[i + 1])
+    else
+      redis.call('XADD', KEYS[1], id, 'e', ARGV[i + 1])
+    end
+    redis.call('PUBLISH', KEYS[2], id .. ' ' .. ARGV[i + 1])
+  end
+end
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return 'OK'

@@ -1,0 +1,33 @@
+"""Settings from the environment: RETINUE_<FIELD> for each field of a frozen msgspec.Struct."""
+
+import os
+from collections.abc import Mapping
+from typing import TypeVar
+
+import msgspec
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+PREFIX = "RETINUE_"
+
+
+class SettingError(Exception):
+    """A setting is missing or wrong; the text is one line that names it."""
+
+
+def load(cls: type[T], environ: Mapping[str, str] | None = None) -> T:
+    """Read settings of a class; an empty variable counts as absent. Raises SettingError for the first wrong one."""
+    environ = os.environ if environ is None else environ
+    values: dict[str, object] = {}
+    for field in msgspec.structs.fields(cls):
+        name = PREFIX + field.name.upper()
+        text = environ.get(name, "")
+        if not text:
+            if field.required:
+                raise SettingError(f"{name} is not set.")
+            continue
+        try:
+            values[field.name] = msgspec.convert(text, field.type, strict=False)
+        except msgspec.ValidationError as error:
+            raise SettingError(f"{name}={text!r} is not valid: {error}.") from None
+    return cls(**values)

@@ -1,0 +1,57 @@
+"""A service's life: settings, telemetry, assembly, signals, drain."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import TypeVar
+
+import msgspec
+import structlog
+
+from retinue_kit import config, telemetry
+from retinue_kit.server import Server
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+DRAIN_GRACE_S = 10.0
+"""Time for calls under way when the process is told to stop; orchestrators usually give thirty seconds."""
+
+EXIT_SETTINGS = 2
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+Assemble = Callable[[S, AsyncExitStack], Awaitable[Server]]
+
+
+def main(name: str, settings: type[S], assemble: Assemble[S], *, grace_s: float = DRAIN_GRACE_S) -> None:
+    """Run a service until SIGTERM or SIGINT, then drain it.
+
+    `assemble` builds the server and pushes what is to be closed on the stack, last opened first closed. Exits with 2
+    and one line if a setting is wrong, whether the settings' class or `assemble` finds it.
+    """
+    try:
+        loaded = config.load(settings)
+        provider = telemetry.set_up(name)
+        try:
+            asyncio.run(_run(name, loaded, assemble, grace_s))
+        finally:
+            provider.shutdown()
+    except config.SettingError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        raise SystemExit(EXIT_SETTINGS) from None
+
+
+async def _run(name: str, settings: S, assemble: Assemble[S], grace_s: float) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        server = await assemble(settings, stack)
+        await server.start()
+        log.info("serving", address=server.address)
+        await stop.wait()
+        log.info("draining")
+        await server.drain(grace_s)
+    log.info("stopped", name=name)

@@ -1,0 +1,233 @@
+"""A gRPC server as every service of the mesh runs it: one list of steps around each call, health, reflection, drain."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import grpc
+import protovalidate
+import structlog
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+from opentelemetry import trace
+
+from retinue_kit import deadlines, telemetry, tenancy, wire
+from retinue_kit.errors import RETRY_AFTER_S, Reason, RetinueError
+
+MESSAGE_SIZE_MAX_BYTES = 4 * 1024 * 1024
+"""gRPC's own default, said aloud: the edge lets 1 MiB bodies in, and a context of 200 messages fits."""
+
+PROBE_INTERVAL_S = 1.0
+"""How often dependencies are asked; health answers are at most this old."""
+
+PROBE_TIMEOUT_S = 2.0
+
+CONCURRENT_CALLS_MAX = 4096
+"""Calls at once; more are refused with RESOURCE_EXHAUSTED by gRPC itself. Counts open event streams at the edge."""
+
+_UNTRACED = ("/grpc.health.", "/grpc.reflection.")
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class Service(NamedTuple):
+    """A servicer, how it is added to a server, and its full name."""
+
+    add: Callable[[Any, grpc.aio.Server], None]
+    servicer: object
+    name: str
+
+
+Probe = Callable[[], Awaitable[object]]
+Serving = grpc.aio.ServicerContext[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+def _validate(request: Message) -> None:
+    """Refuse a request that breaks the contract's own limits, naming the first field that does."""
+    try:
+        protovalidate.validate(request, fail_fast=True)
+    except protovalidate.ValidationError as error:
+        violation = error.violations[0].proto
+        elements = violation.field.elements if violation.field else []
+        field = ".".join(element.field_name for element in elements) or "request"
+        raise RetinueError.field(field, violation.message) from None
+
+
+def _check_tenant(request: Message, identity: tenancy.Identity) -> None:
+    """Refuse a request for one tenant that comes with the identity of another: a mix-up of ours, not of a client's."""
+    asked = getattr(request, "tenant_id", "")
+    if asked and identity.tenant_id and asked != identity.tenant_id:
+        raise RetinueError(Reason.TENANT_MISMATCH, "The request names another tenant than the caller's.")
+
+
+def _begin(method: str, request: Message, context: Serving) -> trace.Span:
+    """What happens before each call, each step with its reason. Contexts end with the call's own task."""
+    metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+    span = telemetry.start_server_span(method[1:], metadata.get("traceparent", ""))  # first: all that follows is seen
+    deadlines.enter(context.time_remaining())  # outgoing calls must not outlive the caller
+    identity = tenancy.from_metadata(metadata)
+    tenant_id = identity.tenant_id or getattr(request, "tenant_id", "")
+    if tenant_id and not identity.tenant_id:
+        identity = tenancy.Identity(tenant_id, identity.principal, identity.scopes)
+    tenancy.enter(identity)  # logs, spans and outgoing calls bear the tenant
+    if tenant_id:
+        span.set_attribute("tenant.id", tenant_id)
+    return span
+
+
+async def _refuse(error: Exception, span: trace.Span, context: Serving, method: str) -> None:
+    """Answer an error with its status; what is not ours is logged and answered with a fixed sentence."""
+    if isinstance(error, RetinueError):
+        if error.private:
+            log.warning("call refused", method=method, reason=str(error.reason), detail=error.private)
+    else:
+        log.error("call failed", method=method, exc_info=error)
+        error = RetinueError(Reason.INTERNAL, "Something went wrong inside; the trace id leads to it.")
+    telemetry.fail(span, str(error.reason))
+    if error.retry_after_s is not None:
+        try:  # trailing metadata never reaches an HTTP client
+            await context.send_initial_metadata((("retry-after", str(max(1, round(error.retry_after_s)))),))
+        except (grpc.aio.UsageError, RuntimeError):
+            log.debug("initial metadata was sent before", method=method)
+    await context.abort_with_status(rpc_status.to_status(wire.to_status(error)))
+
+
+class Steps(grpc.aio.ServerInterceptor):
+    """Trace, deadline, identity, validation, errors: around every call, in this order."""
+
+    def __init__(self) -> None:
+        self._wrapped: dict[str, Handler] = {}
+        self.draining = False
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Handler:
+        method = details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            handler = await continuation(details)
+            if handler is None or method.startswith(_UNTRACED):
+                return cast("Handler", handler)
+            wrapped = self._wrap(method, handler)
+            self._wrapped[method] = wrapped
+        return wrapped
+
+    def _wrap(self, method: str, handler: Any) -> Handler:
+        # The contract has no client streams, so the request is always one message.
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+
+        async def unary(request: Message, context: Serving) -> object:
+            span = _begin(method, request, context)
+            try:
+                self._admit(request)
+                return await handler.unary_unary(request, context)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                await _refuse(error, span, context, method)
+                return None
+            finally:
+                span.end()
+
+        async def stream(request: Message, context: Serving) -> AsyncIterator[object]:
+            span = _begin(method, request, context)
+            try:
+                self._admit(request)
+                async for response in handler.unary_stream(request, context):
+                    yield response
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                await _refuse(error, span, context, method)
+            finally:
+                span.end()
+
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(stream, **codec)
+        return grpc.unary_unary_rpc_method_handler(unary, **codec)
+
+    def _admit(self, request: Message) -> None:
+        if self.draining:
+            raise RetinueError(Reason.DRAINING, "This process is stopping; try again.", retry_after_s=RETRY_AFTER_S)
+        _check_tenant(request, tenancy.current())
+        _validate(request)
+
+
+class Server:
+    """A gRPC server on one address, `unix:/path` or `host:port`.
+
+    Health: "" and each service's name serve while every probe passes; each probe's own name tells of it alone.
+    """
+
+    def __init__(self, address: str, services: Sequence[Service], probes: dict[str, Probe] | None = None) -> None:
+        self.address = address
+        self._probes = probes or {}
+        self._names = [service.name for service in services]
+        self._steps = Steps()
+        self._health = HealthServicer()
+        self._prober: asyncio.Task[None] | None = None
+        self._server = grpc.aio.server(
+            interceptors=[self._steps],
+            maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
+            options=[
+                # A stale process must not share the port unnoticed.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", MESSAGE_SIZE_MAX_BYTES),
+                ("grpc.max_send_message_length", MESSAGE_SIZE_MAX_BYTES),
+            ],
+        )
+        for service in services:
+            service.add(service.servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        reflection.enable_server_reflection([*self._names, health_name, reflection.SERVICE_NAME], self._server)
+
+    async def start(self) -> int:
+        """Listen and begin to tell of health; answers the port. OSError if the address is taken."""
+        if self.address.startswith("unix:"):
+            Path(self.address.removeprefix("unix:")).unlink(missing_ok=True)
+        try:
+            port = self._server.add_insecure_port(self.address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {self.address}: {error}") from error
+        await self._server.start()
+        await self._probe()
+        self._prober = asyncio.create_task(self._probe_for_ever())
+        return port
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new calls, let those under way finish within the grace, then stop."""
+        self._steps.draining = True
+        if self._prober:
+            self._prober.cancel()
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+    async def _probe_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(PROBE_INTERVAL_S)
+            await self._probe()
+
+    async def _probe(self) -> None:
+        healthy = True
+        for name, probe in self._probes.items():
+            passed = True
+            try:
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
+                    await probe()
+            except Exception as error:
+                passed = False
+                log.warning("dependency does not answer", dependency=name, detail=str(error)[:200])
+            healthy = healthy and passed
+            await self._tell(name, passed)
+        for name in ("", *self._names):
+            await self._tell(name, healthy)
+
+    async def _tell(self, name: str, passed: bool) -> None:
+        served = health_pb2.HealthCheckResponse
+        await self._health.set(name, served.SERVING if passed else served.NOT_SERVING)

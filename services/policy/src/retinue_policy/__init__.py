@@ -1,0 +1,1 @@
+"""Decides what may happen and with which runtime, and says why."""

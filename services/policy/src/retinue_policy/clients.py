@@ -1,0 +1,84 @@
+"""Tenants as the directory knows them, remembered for a while."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from retinue.directory.v1 import directory_service_pb2 as pb
+from retinue.directory.v1 import directory_service_pb2_grpc
+from retinue_kit.client import Peer
+from retinue_kit.clock import Clock
+from retinue_kit.errors import Reason, RetinueError
+
+from retinue_policy.domain.rules import Tenant
+
+FRESH_S = 5.0
+"""A changed setting takes effect within this time."""
+
+STALE_S = 600.0
+"""If the directory does not answer, what it said this long ago still holds: a restart of it stops nobody."""
+
+RETRY_S = 1.0
+"""After a failure the directory is left alone this long, so that a directory that hangs delays one call a second."""
+
+TENANTS_MAX = 20_000
+"""Tenants remembered, the least recently used forgotten first; some 10 MB."""
+
+TIMEOUT_S = 1.0
+"""A run waits for this answer before its first token."""
+
+
+@dataclass(slots=True)
+class _Known:
+    tenant: Tenant
+    read_time: float
+    ask_time: float
+
+
+class DirectoryTenants:
+    """Implements operations.Tenants; no I/O for a tenant that was read a moment ago."""
+
+    def __init__(self, directory: Peer, clock: Clock) -> None:
+        self._peer = directory
+        self._stub: Any = directory_service_pb2_grpc.DirectoryServiceStub(directory.channel)
+        self._clock = clock
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+
+    async def tenant(self, tenant_id: str) -> Tenant:
+        now = self._clock.monotonic()
+        known = self._known.get(tenant_id)
+        if known is not None and now < known.ask_time:
+            self._known.move_to_end(tenant_id)
+            return known.tenant
+        try:
+            tenant = await self._ask(tenant_id)
+        except RetinueError as error:
+            return self._remembered(tenant_id, error)
+        self._known[tenant_id] = _Known(tenant, now, now + FRESH_S)
+        self._known.move_to_end(tenant_id)
+        if len(self._known) > TENANTS_MAX:
+            self._known.popitem(last=False)
+        return tenant
+
+    def _remembered(self, tenant_id: str, error: RetinueError) -> Tenant:
+        """Answer what was read before the directory fell silent; raise if it is too old or the tenant is gone."""
+        if error.reason is Reason.TENANT_NOT_FOUND:
+            self._known.pop(tenant_id, None)
+            raise error
+        now = self._clock.monotonic()
+        known = self._known.get(tenant_id)
+        if known is None or now - known.read_time > STALE_S:
+            raise RetinueError.unavailable("directory", private=error.private or error.message) from error
+        known.ask_time = now + RETRY_S
+        return known.tenant
+
+    async def _ask(self, tenant_id: str) -> Tenant:
+        request = pb.GetTenantRequest(tenant_id=tenant_id)
+        response = await self._peer.call(self._stub.GetTenant, request, timeout_s=TIMEOUT_S)
+        found = response.tenant
+        return Tenant(
+            concurrent_run_count=found.settings.concurrent_run_count,
+            preferred_runtime=found.settings.preferred_runtime,
+            weight=found.settings.weight,
+            model=found.agent.model,
+        )

@@ -1,0 +1,47 @@
+"""What an operator may set."""
+
+import msgspec
+from retinue_kit.config import SettingError
+
+from retinue_policy.domain.rules import KNOWN_RUNTIMES
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Read from RETINUE_<NAME>."""
+
+    address: str
+    """Where to listen: unix:/path or host:port."""
+
+    directory_address: str
+    """The directory service."""
+
+    runtimes: str = "light"
+    """Runtimes that are switched on, separated by commas, the one to fall back to first."""
+
+    sticky_window_s: float = 900.0
+    """A session keeps its runtime if it used it no longer ago than this."""
+
+    concurrent_run_count: int = 64
+    """Runs of a tenant at once, where the tenant has no setting of its own."""
+
+    attempt_count: int = 3
+    """Attempts a run may have."""
+
+    run_time_s: float = 600.0
+    """Time an attempt may take."""
+
+    output_size_bytes: int = 1024 * 1024
+    """Bytes of text a run may produce."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.runtimes_on if name not in KNOWN_RUNTIMES]
+        if unknown or not self.runtimes_on:
+            raise SettingError(f"RETINUE_RUNTIMES={self.runtimes!r} must name some of: {', '.join(KNOWN_RUNTIMES)}.")
+        for name in ("concurrent_run_count", "attempt_count", "run_time_s", "output_size_bytes"):
+            if getattr(self, name) <= 0:
+                raise SettingError(f"RETINUE_{name.upper()} must be more than 0.")
+
+    @property
+    def runtimes_on(self) -> tuple[str, ...]:
+        """The runtimes, each once."""
+        return tuple(dict.fromkeys(name.strip() for name in self.runtimes.split(",") if name.strip()))

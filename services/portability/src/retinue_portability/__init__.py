@@ -1,0 +1,1 @@
+"""Carries a session's context from one runtime into another, whole."""

@@ -1,0 +1,1 @@
+"""Accepts messages; owns contacts, sessions, runs and their event log. Its worker executes the runs."""

@@ -1,0 +1,1 @@
+"""The nouns and rules of runs, events and contacts."""

@@ -1,0 +1,131 @@
+"""Keeps the leases that this process holds, and hears of wishes that runs stop."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import redis.asyncio
+import structlog
+from redis.exceptions import RedisError
+from retinue_kit.clock import Clock
+from retinue_kit.errors import RetinueError
+
+from retinue_router.ring import Ring, Ticket
+from retinue_router.worker.leases import LeaseStore, Renewed
+
+MARGIN_S = 0.2
+"""A lease is taken for over this much before its end, so that a slow clock starts nothing that it may not."""
+
+RECONNECT_S = 0.5
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+@dataclass(eq=False, slots=True)
+class Lease:
+    """A lease in use: the task that executes under it can be interrupted from outside."""
+
+    ticket: Ticket
+    token: int
+    valid_until: float
+    task: "asyncio.Task[object]"
+    wish: str | None = None
+    lost: bool = False
+    interruptible: bool = field(default=False)
+    interrupted: bool = False
+
+    def interrupt(self) -> None:
+        """Stop what is going on under the lease, once, if it can be stopped just now."""
+        if self.interruptible and not self.interrupted:
+            self.interrupted = True
+            self.task.cancel()
+
+
+class Keeper:
+    """Renews all leases of this process together, and at once where somebody pokes."""
+
+    def __init__(self, store: LeaseStore, ring: Ring, clock: Clock, lease_s: float) -> None:
+        self._store = store
+        self._ring = ring
+        self._clock = clock
+        self._lease_s = lease_s
+        self._leases: dict[Ticket, Lease] = {}
+        self.lost_count = 0
+
+    def add(self, ticket: Ticket, token: int, asked_at: float) -> Lease:
+        """Take charge of a lease whose grant was asked for at this (monotonic) time by the current task."""
+        task = asyncio.current_task()
+        assert task is not None
+        lease = Lease(ticket, token, asked_at + self._lease_s - MARGIN_S, task)
+        self._leases[ticket] = lease
+        return lease
+
+    def remove(self, lease: Lease) -> None:
+        """Let go of a lease that was given back or lost."""
+        if self._leases.get(lease.ticket) is lease:
+            del self._leases[lease.ticket]
+
+    @property
+    def count(self) -> int:
+        """Leases in use."""
+        return len(self._leases)
+
+    def is_valid(self, lease: Lease) -> bool:
+        """Whether the lease surely still holds, so that something new may begin under it."""
+        return not lease.lost and self._clock.monotonic() < lease.valid_until
+
+    async def confirm(self, lease: Lease) -> bool:
+        """Ask Postgres whether a lease still holds, and prolong it."""
+        await self._renew([lease])
+        return not lease.lost
+
+    async def renew_for_ever(self, every_s: float) -> None:
+        """Renew all leases again and again; trouble with Postgres is waited out."""
+        while True:
+            await asyncio.sleep(every_s)
+            leases = list(self._leases.values())
+            if not leases:
+                continue
+            try:
+                await self._renew(leases)
+                await self._ring.held([lease.ticket for lease in leases], self._lease_s * 2)
+            except RetinueError as error:
+                log.warning("leases not renewed", count=len(leases), detail=error.private)
+
+    async def _renew(self, leases: list[Lease]) -> None:
+        asked_at = self._clock.monotonic()
+        found = {(r.ticket, r.token): r for r in await self._store.renew([(le.ticket, le.token) for le in leases])}
+        for lease in leases:
+            renewed: Renewed | None = found.get((lease.ticket, lease.token))
+            if renewed is not None:
+                lease.valid_until = asked_at + self._lease_s - MARGIN_S
+                if renewed.wish and not lease.wish:
+                    lease.wish = renewed.wish
+                    lease.interrupt()
+            elif self._leases.get(lease.ticket) is lease and not lease.lost:
+                # Given back in the meantime, or taken by another: only the former may happen quietly.
+                lease.lost = True
+                self.lost_count += 1
+                log.warning("lease lost", tenant_id=lease.ticket.tenant_id, log_id=lease.ticket.log_id)
+                lease.interrupt()
+
+    async def hear_pokes_for_ever(self, blocking: "redis.asyncio.Redis", boot: str) -> None:
+        """Look at once at a lease that somebody pokes; without Redis the next renewal finds the wish."""
+        while True:
+            try:
+                async with blocking.pubsub() as pubsub:
+                    await pubsub.subscribe(f"w:{boot}")
+                    async for message in pubsub.listen():
+                        if message["type"] == "message":
+                            await self._hear(message["data"].decode())
+            except (RedisError, OSError) as error:
+                log.info("poke channel lost", detail=str(error)[:200])
+                await asyncio.sleep(RECONNECT_S)
+
+    async def _hear(self, text: str) -> None:
+        tenant_id, _, log_id = text.partition(" ")
+        lease = self._leases.get(Ticket(tenant_id, log_id))
+        if lease is None:
+            return
+        try:
+            await self._renew([lease])
+        except RetinueError as error:
+            log.info("poke not followed", detail=error.private)

@@ -1,0 +1,180 @@
+"""Takes a log from the ring to its end: claim, attempt, finish, perhaps the next run, give back."""
+
+import asyncio
+import itertools
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+from retinue_kit import ids, telemetry, tenancy
+from retinue_kit.clock import Clock
+from retinue_kit.errors import Reason, RetinueError
+from retinue_kit.streams import Bus
+
+from retinue_router.ring import Ring, Ticket
+from retinue_router.worker.attempt import Attempt, Outcome, retry_delay_s
+from retinue_router.worker.clients import Directory, Policy, Runtimes, patiently
+from retinue_router.worker.keeper import Keeper, Lease
+from retinue_router.worker.leases import ATTEMPTS_MAX, Ended, Ending, Held, LeaseStore
+from retinue_router.worker.projection import Projector
+from retinue_router.worker.teller import Teller, lost
+
+COMMIT_TRIES_MAX = 60
+"""Tries to commit an end while Postgres is away, half a second apart: longer than a restart takes. The end is written
+by token alone, so it is refused if another holder was given the log meanwhile."""
+
+COMMIT_PAUSE_S = 0.5
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a runner works with."""
+
+    store: LeaseStore
+    ring: Ring
+    bus: Bus
+    keeper: Keeper
+    policy: Policy
+    directory: Directory
+    runtimes: Runtimes
+    projector: Projector
+    clock: Clock
+
+
+class Runner:
+    """Executes the runs of logs. `boot` names this life of the process; holders begin with it."""
+
+    def __init__(self, parts: Parts, boot: str) -> None:
+        self._parts = parts
+        self._boot = boot
+        self._numbers = itertools.count(1)
+        self.draining = False
+
+    async def work(self, ticket: Ticket) -> None:
+        """Take a log and execute what is due in it; nothing happens if somebody else holds it."""
+        parts = self._parts
+        tenancy.enter(tenancy.Identity(ticket.tenant_id))
+        holder = f"{self._boot}:{next(self._numbers)}"
+        try:
+            asked_at = parts.clock.monotonic()
+            held = await patiently(lambda: parts.store.claim(ticket, holder), parts.clock)
+            while held is not None:
+                held, asked_at = await self._run(ticket, holder, held, asked_at)
+        except RetinueError as error:
+            if error.reason is Reason.STALE_FENCING_TOKEN:
+                log.warning("stale write refused", log_id=ticket.log_id)
+            else:
+                log.error("log given up", log_id=ticket.log_id, reason=str(error.reason), detail=error.private)
+        finally:
+            await self._quietly_done(ticket)
+
+    async def _run(self, ticket: Ticket, holder: str, held: Held, asked_at: float) -> tuple[Held | None, float]:
+        """Execute what a claim gave; answers what the finish gave in turn, and when it was asked for."""
+        parts = self._parts
+        if not held.run_id:
+            await Teller(parts.bus, ticket, held, _always).open()
+            await parts.projector.project(ticket)
+            if held.ring:
+                await self._ring(ticket)
+            return None, 0.0
+        with telemetry.span(
+            "process_message",
+            traceparent=held.traceparent,
+            attributes={
+                "tenant.id": ticket.tenant_id,
+                "run.id": held.run_id,
+                "session.id": held.session_id,
+                "run.attempt": held.attempt,
+                "queue.wait_ms": round(held.queued_s * 1000, 3),
+            },
+        ):
+            lease = parts.keeper.add(ticket, held.token, asked_at)
+            try:
+                return await self._attempt(ticket, holder, held, lease)
+            finally:
+                parts.keeper.remove(lease)
+
+    async def _attempt(self, ticket: Ticket, holder: str, held: Held, lease: Lease) -> tuple[Held | None, float]:
+        parts = self._parts
+        teller = Teller(parts.bus, ticket, held, lambda: parts.keeper.confirm(lease))
+        await teller.open()
+        attempt = Attempt(
+            ticket, held, lease, teller, parts.keeper, parts.store, parts.ring, parts.policy, parts.directory,
+            parts.runtimes, parts.clock,
+        )  # fmt: skip
+        outcome = await attempt.run()
+        await teller.settle()
+        if outcome.parked:
+            if outcome.ring:
+                await self._ring(ticket)
+            return None, 0.0
+        ending = self._ending(held, lease, teller, attempt, outcome)
+        asked_at = parts.clock.monotonic()
+        with telemetry.span("finish", attributes={"run.state": ending.state}):
+            ended = await self._commit(ticket, held, ending, holder)
+            await teller.publish(ended.events)
+        if ended.told:
+            await self._ring(Ticket(ticket.tenant_id, ended.told))
+        if ended.ring:
+            await self._ring(ticket)
+        await parts.projector.project(ticket)
+        log.info("run ended", run_id=held.run_id, state=ended.state, attempt=held.attempt)
+        return ended.next, asked_at
+
+    def _ending(self, held: Held, lease: Lease, teller: Teller, attempt: Attempt, outcome: Outcome) -> Ending:
+        state, delay_s = outcome.state, 0.0
+        if state == "failed" and outcome.retryable and held.attempt < ATTEMPTS_MAX:
+            state, delay_s = "queued", retry_delay_s(held.attempt)
+        elif outcome.text and lease.wish != "rollback" and state in ("cancelled", "failed"):
+            # What it had said when it was stopped is part of the conversation.
+            teller.record("assistant.message", {"message_id": ids.new_id("msg"), "text": outcome.text}, teller.next_n())
+        return Ending(
+            state=state,
+            output=outcome.output or ("" if state == "succeeded" else None),
+            usage=msgspec.json.encode(outcome.usage),
+            error=msgspec.json.encode(outcome.error) if outcome.error is not None else None,
+            decision=attempt.decision,
+            agent_id=attempt.agent.agent_id,
+            events=teller.unrecorded(),
+            terminal_n=teller.next_n(),
+            delay_s=delay_s,
+        )
+
+    async def _commit(self, ticket: Ticket, held: Held, ending: Ending, holder: str) -> Ended:
+        """Write the end, again and again while Postgres is away. Raises STALE_FENCING_TOKEN if it is refused."""
+        parts = self._parts
+        take_next = not self.draining and not await self._others_wait()
+        for _ in range(COMMIT_TRIES_MAX):
+            try:
+                ended = await parts.store.finish(ticket, held.token, held.run_id, ending, holder, take_next=take_next)
+            except RetinueError as error:
+                log.warning("end not committed yet", run_id=held.run_id, detail=error.private)
+                await asyncio.sleep(COMMIT_PAUSE_S)
+                continue
+            if ended is None:
+                raise lost()
+            return ended
+        raise RetinueError.unavailable("postgres", private="the end of a run could not be committed")
+
+    async def _others_wait(self) -> bool:
+        try:
+            return await self._parts.ring.waiting()
+        except RetinueError:
+            return True
+
+    async def _ring(self, ticket: Ticket) -> None:
+        try:
+            await self._parts.ring.push(*ticket)
+        except RetinueError as error:
+            log.info("not rung; the sweeper will", detail=error.private)
+
+    async def _quietly_done(self, ticket: Ticket) -> None:
+        try:
+            await self._parts.ring.done(ticket)
+        except RetinueError as error:
+            log.info("slot not given back; it expires", detail=error.private)
+
+
+async def _always() -> bool:
+    return True

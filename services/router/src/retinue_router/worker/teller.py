@@ -1,0 +1,150 @@
+"""Telling what happens in an attempt: numbering, batching, fencing."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import structlog
+from retinue_kit.errors import Reason, RetinueError
+from retinue_kit.streams import Appended, Bus, Cursor, Entry, Kind, Opening, log_key
+
+from retinue_router.domain.events import instant, render
+from retinue_router.ring import Ticket
+from retinue_router.worker.leases import Held
+
+EVENTS_BEFORE_SLOWING = 5_000
+"""After so many events of one attempt they are gathered for longer, so that a chatty runtime cannot fill the stream."""
+
+SLOW_FLUSH_S = 0.1
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+def lost() -> RetinueError:
+    """The error of a holder whose lease went to another."""
+    return RetinueError(Reason.STALE_FENCING_TOKEN, "The lease was lost to another worker.")
+
+
+class Teller:
+    """Tells the events of one attempt on the bus, in order; durable ones only once they are committed.
+
+    `confirm` asks Postgres whether the lease still holds. Trouble with the bus never stops a run: the log has it all.
+    """
+
+    def __init__(self, bus: Bus, ticket: Ticket, held: Held, confirm: Callable[[], Awaitable[bool]]) -> None:
+        self._bus = bus
+        self._key = log_key(*ticket)
+        self._held = held
+        self._confirm = confirm
+        self._n = held.events[-1].cursor.n if held.events else 0
+        self._prev = held.events[-1].cursor if held.events else held.prev
+        self._pending: list[tuple[str, dict[str, Any]]] = []
+        self._flushing: asyncio.Task[None] | None = None
+        self._unrecorded: list[dict[str, object]] = []
+        self._refused = False
+
+    async def open(self) -> None:
+        """Open the bus for this attempt: the mark, and what the claim made a fact."""
+        mark = Entry(Cursor(self._held.token, 0), Kind.MARK, self._held.prev, "", "", b"")
+        await self._append([mark, *self._held.events], Opening.CLAIM)
+
+    def tell(self, type_: str, data: dict[str, Any]) -> None:
+        """Tell something tentative soon; texts that follow one another are joined while the bus is busy."""
+        if self._pending and self._joined(type_, data):
+            return
+        self._pending.append((type_, data))
+        if self._flushing is None:
+            self._flushing = asyncio.create_task(self._flush())
+
+    def _joined(self, type_: str, data: dict[str, Any]) -> bool:
+        last_type, last = self._pending[-1]
+        if type_ != last_type or type_ not in ("assistant.delta", "reasoning.delta") or "replace" in data:
+            return False
+        last["text"] += data["text"]
+        return True
+
+    async def note(self, type_: str, data: dict[str, Any]) -> None:
+        """Tell something at once that the next commit will record under the same cursor."""
+        await self.settle()
+        now = datetime.now(UTC)
+        self._n += 1
+        self.record(type_, data, self._n, now)
+        await self._append([self._entry(self._n, type_, data, instant(now))], Opening.NO)
+
+    def record(self, type_: str, data: dict[str, Any], n: int, time: datetime | None = None) -> None:
+        """Put an event into the next commit."""
+        event: dict[str, object] = {
+            "n": n,
+            "type": type_,
+            "data": data,
+            "run_id": self._held.run_id,
+            "session_id": self._held.session_id,
+        }
+        if time is not None:
+            event["time"] = time.isoformat()
+        self._unrecorded.append(event)
+
+    def next_n(self) -> int:
+        """Number the next durable event. Everything told before must have settled."""
+        self._n += 1
+        return self._n
+
+    def unrecorded(self) -> bytes:
+        """The events that the next commit is to record, as JSON."""
+        return msgspec.json.encode(self._unrecorded)
+
+    async def settle(self) -> None:
+        """Wait until all that was told so far is on the bus."""
+        while self._flushing is not None:
+            await self._flushing
+
+    async def publish(self, entries: list[Entry]) -> None:
+        """Publish what a commit made facts; repeats of what was told before are ignored."""
+        self._unrecorded.clear()
+        if entries:
+            self._prev = entries[-1].cursor
+            await self._append(entries, Opening.COMMITTED)
+
+    def _entry(self, n: int, type_: str, data: dict[str, Any], time: str) -> Entry:
+        cursor = Cursor(self._held.token, n)
+        json = render(cursor, type_, self._held.session_id, self._held.run_id, time, data)
+        return Entry(cursor, Kind.TENTATIVE, None, self._held.run_id, type_, json)
+
+    async def _flush(self) -> None:
+        try:
+            while self._pending:
+                if self._n > EVENTS_BEFORE_SLOWING:
+                    await asyncio.sleep(SLOW_FLUSH_S)
+                batch, self._pending = self._pending, []
+                time = instant(datetime.now(UTC))
+                entries = []
+                for type_, data in batch:
+                    self._n += 1
+                    entries.append(self._entry(self._n, type_, data, time))
+                await self._append(entries, Opening.NO)
+        except RetinueError as error:
+            log.info("events not told", detail=error.private)
+        finally:
+            self._flushing = None
+
+    async def _append(self, entries: list[Entry], opening: Opening) -> None:
+        """Append, and follow up on a refusal. A lost lease is remembered; the commit will say so with certainty."""
+        if self._refused and opening is not Opening.COMMITTED:
+            return
+        try:
+            keep = self._held.keep_token if opening is Opening.CLAIM else 0
+            answer = await self._bus.append(self._key, entries, opening=opening, keep_token=keep)
+            if answer is Appended.OK:
+                return
+            if opening is Opening.COMMITTED or not await self._confirm():
+                # Another has spoken since: watchers find these facts in the log, by its `prev`.
+                self._refused = True
+                return
+            if answer is Appended.STALE:
+                # Postgres says that our token is the highest: the stream outlived the database that it told of.
+                await self._bus.delete(self._key)
+            mark = Entry(Cursor(entries[0].cursor.token, entries[0].cursor.n - 1), Kind.MARK, self._prev, "", "", b"")
+            await self._bus.append(self._key, [mark, *entries], opening=Opening.CLAIM, keep_token=0)
+        except RetinueError as error:
+            log.warning("bus does not answer; the log has it", detail=error.private)

@@ -1,0 +1,1 @@
+"""Runs untrusted work in a box with limits; without a box, nothing."""

@@ -1,0 +1,27 @@
+"""Settings of policy: what is taken, what is refused in one line."""
+
+import pytest
+
+from retinue_kit import config
+from retinue_policy.config import Settings
+
+NEEDED = {"RETINUE_ADDRESS": "unix:/a", "RETINUE_DIRECTORY_ADDRESS": "unix:/b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "runtimes"),
+    [("", ("light",)), ("light, openclaw", ("light", "openclaw")), ("openclaw,openclaw,", ("openclaw",))],
+)
+def test_runtimes_are_a_comma_list(text, runtimes):
+    assert config.load(Settings, {**NEEDED, "RETINUE_RUNTIMES": text}).runtimes_on == runtimes
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("RETINUE_RUNTIMES", "hermes"), ("RETINUE_RUNTIMES", ","), ("RETINUE_ATTEMPT_COUNT", "0")],
+)
+def test_a_wrong_setting_is_named_in_one_line(name, value):
+    with pytest.raises(config.SettingError) as caught:
+        config.load(Settings, {**NEEDED, name: value})
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,202 @@
+"""Each rule of the table, both ways, and what holds whatever the snapshot."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retinue_kit.errors import Reason, RetinueError
+from retinue_policy.domain.rules import RULES, Defaults, Effect, Fired, Snapshot, Tenant, decide
+
+BOTH = ("openclaw", "light")
+CHAT = Snapshot(kind="chat", runtimes_on=BOTH)
+TASK = Snapshot(kind="extraction", runtimes_on=BOTH)
+RECENT = {"session_runtime_age_s": 60.0}
+
+
+def named(decision):
+    return [(fired.rule, fired.effect) for fired in decision.rules]
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "runtime", "rules"),
+    [
+        (CHAT, "openclaw", ["chat_prefers_openclaw"]),
+        (TASK, "light", ["tasks_prefer_light"]),
+        (replace(CHAT, requested_runtime=""), "openclaw", ["chat_prefers_openclaw"]),
+        # Falling back
+        (replace(CHAT, runtimes_on=("light",)), "light", ["chat_prefers_openclaw", "openclaw_is_off"]),
+        (replace(TASK, runtimes_on=("openclaw",)), "openclaw", ["tasks_prefer_light", "light_is_off"]),
+        # The tenant's preference
+        (replace(CHAT, tenant=Tenant(preferred_runtime="light")), "light", ["chat_prefers_openclaw", "tenant_prefers"]),
+        (replace(TASK, tenant=Tenant(preferred_runtime="openclaw")), "light", ["tasks_prefer_light"]),
+        (
+            replace(CHAT, tenant=Tenant(preferred_runtime="gone"), runtimes_on=("light", "openclaw")),
+            "openclaw",
+            ["chat_prefers_openclaw", "tenant_prefers", "gone_is_off"],
+        ),
+        # Stickiness
+        (
+            replace(CHAT, session_runtime="light", **RECENT),
+            "light",
+            ["chat_prefers_openclaw", "session_is_sticky"],
+        ),
+        (replace(CHAT, session_runtime="light", session_runtime_age_s=900.0), "light", None),
+        (replace(CHAT, session_runtime="light", session_runtime_age_s=900.1), "openclaw", ["chat_prefers_openclaw"]),
+        (replace(CHAT, session_runtime="light"), "openclaw", ["chat_prefers_openclaw"]),
+        (
+            replace(CHAT, session_runtime="openclaw", runtimes_on=("light",), **RECENT),
+            "light",
+            ["chat_prefers_openclaw", "openclaw_is_off"],
+        ),
+        (
+            replace(CHAT, session_runtime="openclaw", tenant=Tenant(preferred_runtime="light"), **RECENT),
+            "openclaw",
+            ["chat_prefers_openclaw", "tenant_prefers", "session_is_sticky"],
+        ),
+        # What the client asks for
+        (replace(CHAT, requested_runtime="light"), "light", ["chat_prefers_openclaw", "client_asks"]),
+        (replace(TASK, requested_runtime="openclaw"), "openclaw", ["tasks_prefer_light", "client_asks"]),
+        (
+            replace(CHAT, requested_runtime="openclaw", session_runtime="light", **RECENT),
+            "openclaw",
+            ["chat_prefers_openclaw", "session_is_sticky", "client_asks"],
+        ),
+        # An open tool call
+        (
+            replace(CHAT, session_runtime="light", session_runtime_age_s=9000.0, tool_transaction_open=True),
+            "light",
+            ["chat_prefers_openclaw", "tool_transaction_open"],
+        ),
+        (
+            replace(CHAT, session_runtime="light", requested_runtime="light", tool_transaction_open=True),
+            "light",
+            ["chat_prefers_openclaw", "client_asks", "tool_transaction_open"],
+        ),
+        (replace(CHAT, tool_transaction_open=True), "openclaw", ["chat_prefers_openclaw"]),
+    ],
+)
+def test_the_last_rule_that_fires_picks_the_runtime(snapshot, runtime, rules):
+    decision = decide(snapshot)
+    assert decision.runtime == runtime
+    if rules is not None:
+        assert [fired.rule for fired in decision.rules] == rules
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "reason", "rule"),
+    [
+        (
+            replace(CHAT, requested_runtime="hermes"),
+            Reason.RUNTIME_UNAVAILABLE,
+            "requested_runtime_unknown",
+        ),
+        (
+            replace(CHAT, requested_runtime="openclaw", runtimes_on=("light",)),
+            Reason.RUNTIME_UNAVAILABLE,
+            "requested_runtime_off",
+        ),
+        (
+            replace(CHAT, requested_runtime="openclaw", session_runtime="light", tool_transaction_open=True),
+            Reason.TOOL_TRANSACTION_OPEN,
+            "tool_transaction_open",
+        ),
+        (
+            replace(CHAT, session_runtime="openclaw", runtimes_on=("light",), tool_transaction_open=True),
+            Reason.RUNTIME_UNAVAILABLE,
+            "tool_transaction_runtime_off",
+        ),
+    ],
+)
+def test_a_refusal_names_its_rule_and_the_runtime(snapshot, reason, rule):
+    with pytest.raises(RetinueError) as caught:
+        decide(snapshot)
+    assert caught.value.reason is reason
+    assert caught.value.metadata["rule"] == rule
+    assert caught.value.metadata["runtime"] == (snapshot.asked or snapshot.bound)
+    assert "{" not in caught.value.message
+
+
+def test_a_fallback_says_so():
+    decision = decide(replace(CHAT, runtimes_on=("light",)))
+    expected = Fired("openclaw_is_off", Effect.FALL_BACK, "The runtime openclaw is not switched on here; another one is.")
+    assert decision.rules[-1] == expected
+
+
+@pytest.mark.parametrize(
+    ("session", "requested", "switches"),
+    [("", "light", False), ("light", "light", False), ("light", "openclaw", True), ("openclaw", "light", True)],
+)
+def test_a_switch_is_a_change_from_a_runtime_that_was_used(session, requested, switches):
+    assert decide(replace(CHAT, session_runtime=session, requested_runtime=requested)).switches_runtime is switches
+
+
+def test_limits_are_the_deployments_unless_the_tenant_has_its_own():
+    usual = decide(CHAT)
+    assert (usual.limits.concurrent_run_count, usual.limits.weight) == (64, 1.0)
+    assert (usual.limits.attempt_count, usual.limits.run_time_s) == (3, 600.0)
+    assert usual.limits.output_size_bytes == 1024 * 1024
+    assert not any(effect is Effect.LIMIT for _, effect in named(usual))
+    own = decide(replace(CHAT, tenant=Tenant(concurrent_run_count=2, weight=3.5)))
+    assert (own.limits.concurrent_run_count, own.limits.weight) == (2, 3.5)
+    assert named(own)[:2] == [("tenant_limits_runs", Effect.LIMIT), ("tenant_has_weight", Effect.LIMIT)]
+    assert decide(replace(CHAT, defaults=Defaults(concurrent_run_count=5))).limits.concurrent_run_count == 5
+
+
+def test_the_agents_model_is_passed_on():
+    assert decide(replace(CHAT, tenant=Tenant(model="fast"))).model == "fast"
+    assert decide(CHAT).model == ""
+
+
+def test_every_rule_of_the_table_has_a_name_and_a_reason():
+    names = [rule.name for rule in RULES]
+    assert len(set(names)) == len(names)
+    assert all(rule.reason.endswith(".") for rule in RULES)
+
+
+RUNTIME = st.sampled_from(["", "openclaw", "light", "other"])
+SNAPSHOTS = st.builds(
+    Snapshot,
+    kind=st.sampled_from(["chat", "extraction", "sync"]),
+    runtimes_on=st.lists(st.sampled_from(BOTH), min_size=1, unique=True).map(tuple),
+    requested_runtime=st.sampled_from(["", "auto", "openclaw", "light", "other"]),
+    session_runtime=RUNTIME,
+    session_runtime_age_s=st.none() | st.floats(0, 2000),
+    tool_transaction_open=st.booleans(),
+    tenant=st.builds(Tenant, preferred_runtime=RUNTIME, concurrent_run_count=st.integers(0, 100)),
+)
+
+
+def decided(snapshot):
+    try:
+        return decide(snapshot)
+    except RetinueError as error:
+        assert error.reason in (Reason.RUNTIME_UNAVAILABLE, Reason.TOOL_TRANSACTION_OPEN)
+        return None
+
+
+@given(SNAPSHOTS)
+def test_a_runtime_that_is_off_is_never_picked(snapshot):
+    decision = decided(snapshot)
+    assert decision is None or decision.runtime in snapshot.runtimes_on
+
+
+@given(SNAPSHOTS)
+def test_an_open_tool_call_never_sees_a_switch(snapshot):
+    decision = decided(snapshot)
+    if decision is not None and snapshot.tool_transaction_open:
+        assert not decision.switches_runtime
+
+
+@given(SNAPSHOTS)
+def test_what_is_asked_for_is_given_or_refused(snapshot):
+    decision = decided(snapshot)
+    if decision is not None and snapshot.asked:
+        assert decision.runtime == snapshot.asked
+
+
+@given(SNAPSHOTS)
+def test_leaving_the_choice_open_is_refused_only_if_a_tool_call_lost_its_runtime(snapshot):
+    snapshot = replace(snapshot, requested_runtime="auto")
+    assert (decided(snapshot) is None) == (bool(snapshot.bound) and not snapshot.is_on(snapshot.bound))
