@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -13,6 +14,12 @@ PREFIX = "RETINUE_"
 
 class SettingError(Exception):
     """A setting is missing or wrong; the text is one line that names it."""
+
+
+def _convert(kind: type, value: object) -> object:
+    if kind is Path:
+        return Path(str(value))
+    raise NotImplementedError(f"no setting can be a {kind.__name__}")
 
 
 def load(cls: type[T], environ: Mapping[str, str] | None = None) -> T:
@@ -27,7 +34,7 @@ def load(cls: type[T], environ: Mapping[str, str] | None = None) -> T:
                 raise SettingError(f"{name} is not set.")
             continue
         try:
-            values[field.name] = msgspec.convert(text, field.type, strict=False)
+            values[field.name] = msgspec.convert(text, field.type, strict=False, dec_hook=_convert)
         except msgspec.ValidationError as error:
             raise SettingError(f"{name}={text!r} is not valid: {error}.") from None
     return cls(**values)

@@ -1,21 +1,30 @@
-"""Watching streams: one connection a process, a bounded queue a watcher, replay whenever something may be missing."""
+"""Watching streams: one connection a process, a bounded queue a watcher, catching up whenever something may be missing.
+
+A watcher stands at a cursor. What comes next without a gap it takes from its queue, which the subscription fills. At
+the start, after a reconnect, or where an entry does not follow the last one, it catches up: it reads the log, where
+needed, then the bus, and merges them. In that order, because whatever the log tells was published after the tentative
+entries before it, so that the bus, read later, holds those.
+"""
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from heapq import merge
 
 import redis.asyncio
 import structlog
 from redis.exceptions import RedisError
 
 from retinue_kit.errors import Reason, RetinueError
-from retinue_kit.streams import READ_COUNT_MAX, Bus, Cursor, Entry, Kind, channel
+from retinue_kit.streams import READ_COUNT_MAX, START, Bus, Cursor, Entry, Kind, channel
 
 QUEUE_SIZE_MAX_BYTES = 1024 * 1024
 """What may wait for one watcher. A slower one is cut off and resumes by its cursor: memory stays bounded."""
 
 QUEUE_ENTRIES_MAX = 4096
+
+BATCH_ENTRIES_MAX = 256
+"""Entries handed out at once: few enough to be written as one small chunk."""
 
 TICK_S = 2.0
 """How often the last durable cursors are asked for, for the case that a commit was never published."""
@@ -23,9 +32,8 @@ TICK_S = 2.0
 RECONNECT_S = (0.05, 1.0)
 """First and longest pause between attempts to reach Redis again."""
 
-REPLAY_PAGES_MAX = 10_000
-"""Pages of one replay: at 500 entries a page far more than any stream holds; a guard against a log that grows faster
-than it is read."""
+SUBSCRIBE_KEYS_MAX = 1000
+"""Streams named in one command, after a reconnect above all."""
 
 DurablePage = tuple[Sequence[Entry], bool]
 Durable = Callable[[Cursor], Awaitable[DurablePage]]
@@ -37,47 +45,159 @@ Cursors = Callable[[Sequence[str]], Awaitable[dict[str, Cursor]]]
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-@dataclass(slots=True, eq=False)
-class _Watcher:
-    """What waits for one watcher: entries, a wish to replay, the news that it was too slow."""
+class Watch:
+    """One watcher of a stream; made by Subscriber.open, to be closed. One task at a time may ask for what is next."""
 
-    queue: deque[Entry] = field(default_factory=deque)
-    size_bytes: int = 0
-    replay: bool = False
-    overflow: bool = False
-    known: Cursor | None = None
-    last: Cursor | None = None
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    def __init__(self, bus: Bus, key: str, after: Cursor, durable: Durable, ask_log: bool) -> None:
+        self.key = key
+        self.last = after
+        """Cursor of the last entry handed out."""
+        self._bus = bus
+        self._durable = durable
+        self._queue: deque[Entry] = deque()
+        self._size_bytes = 0
+        self._wake = asyncio.Event()
+        self._catch_up = True
+        self._ask_log = ask_log
+        self._asked = 0
+        """Counts the wishes to catch up, so that one that comes while catching up is not forgotten."""
+        self._sure = START
+        """The log is asked after entries up to here were seen: they need not follow one another."""
+        self.joined = False
+        """Whether the watch has begun; before, there is nothing that it may have missed."""
+        self._poked = False
+        self._failure: RetinueError | None = None
+
+    async def next(self) -> list[Entry]:
+        """Wait for the next entries and answer them in order, marks left out; none if poked. May be cancelled.
+
+        Raises RetinueError(SLOW_CONSUMER) if the caller is slower than the stream, DEPENDENCY_UNAVAILABLE if neither
+        bus nor log can be read, and what `fail` was given.
+        """
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            entries: list[Entry] = []
+            if self._catch_up:
+                entries = await self._read()
+            elif self._queue:
+                entries = self._take()
+            elif self._poked:
+                self._poked = False
+                return []
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+            if entries:
+                return entries
+
+    def poke(self) -> None:
+        """Make `next` answer, with an empty list if there is nothing."""
+        self._poked = True
+        self._wake.set()
+
+    def fail(self, error: RetinueError) -> None:
+        """Make `next` raise an error from now on."""
+        self._failure = error
+        self._queue.clear()
+        self._wake.set()
 
     def put(self, entry: Entry) -> None:
-        if self.overflow:
+        """Hear an entry."""
+        if self._failure is not None:
             return
-        self.size_bytes += len(entry.json)
-        if self.size_bytes > QUEUE_SIZE_MAX_BYTES or len(self.queue) >= QUEUE_ENTRIES_MAX:
-            self.overflow = True
-            self.queue.clear()
+        self._size_bytes += len(entry.json)
+        if self._size_bytes > QUEUE_SIZE_MAX_BYTES or len(self._queue) >= QUEUE_ENTRIES_MAX:
+            text = "The reader is slower than the stream; resume with the last cursor."
+            self.fail(RetinueError(Reason.SLOW_CONSUMER, text))
         else:
-            self.queue.append(entry)
-        self.wake.set()
+            self._queue.append(entry)
+            self._wake.set()
 
-    def ask_replay(self) -> None:
-        self.replay = True
-        self.wake.set()
+    def ask_catch_up(self) -> None:
+        """Hear that something may have been missed."""
+        self._asked += 1
+        self._catch_up = self._ask_log = True
+        self._wake.set()
 
     def tell(self, cursor: Cursor) -> None:
         """Hear that the log's last durable cursor is this."""
-        if self.last is None or cursor > self.last:
-            self.known = cursor
-            self.wake.set()
+        heard = max(self.last, self._queue[-1].cursor) if self._queue else self.last
+        if cursor > heard:
+            self.ask_catch_up()
 
-    def take(self) -> Entry:
-        entry = self.queue.popleft()
-        self.size_bytes -= len(entry.json)
-        return entry
+    def _follows(self, entry: Entry, last: Cursor) -> bool:
+        """Whether nothing durable can lie between."""
+        if entry.prev is not None:
+            return entry.prev <= last
+        return entry.cursor.token == last.token and entry.cursor.n == last.n + 1
+
+    def _take(self) -> list[Entry]:
+        """Take from the queue what follows without a gap."""
+        entries: list[Entry] = []
+        last = self.last
+        while self._queue and len(entries) < BATCH_ENTRIES_MAX:
+            entry = self._queue[0]
+            if entry.cursor > last:
+                if entry.cursor > self._sure and not self._follows(entry, last):
+                    if not entries:
+                        self._sure = entry.cursor
+                        self.ask_catch_up()
+                    break
+                last = entry.cursor
+                if entry.kind is not Kind.MARK:
+                    entries.append(entry)
+            self._queue.popleft()
+            self._size_bytes -= len(entry.json)
+        self.last = last
+        return entries
+
+    async def _read(self) -> list[Entry]:
+        """Catch up by one page. Nothing has changed if this is cancelled or fails."""
+        asked, ask_log, sure = self._asked, self._ask_log, self._sure
+        page, more = await self._durable(self.last) if ask_log else ((), False)
+        if page:
+            sure = max(sure, page[-1].cursor)
+        heard: list[Entry] = []
+        try:
+            heard = await self._bus.read(self.key, self.last)
+        except RetinueError:
+            if not ask_log:  # the bus is away: the log alone tells what happened
+                self._ask_log = True
+                return []
+        full = len(heard) >= READ_COUNT_MAX
+        ends = [entries[-1].cursor for entries, cut in ((page, more), (heard, full)) if cut and entries]
+        entries, last, gap = self._merge(page, heard, min(ends) if ends else None, sure)
+        self.last = last
+        self._sure = max(sure, gap) if gap else sure
+        again = self._asked != asked
+        self._ask_log = bool(again or gap or (more and page))
+        self._catch_up = self._ask_log or full
+        return entries
+
+    def _merge(
+        self, page: Sequence[Entry], heard: list[Entry], end: Cursor | None, sure: Cursor
+    ) -> tuple[list[Entry], Cursor, Cursor | None]:
+        """Put entries of log and bus in order, up to an end, or to one before which something may be missing.
+
+        Answers what is to be handed out, the last cursor, and the cursor after the gap if there is one.
+        """
+        last = self.last
+        entries: list[Entry] = []
+        for entry in merge(page, heard, key=lambda entry: entry.cursor):
+            if end is not None and entry.cursor > end:
+                break
+            if entry.cursor > last:
+                if entry.cursor > sure and not self._follows(entry, last):
+                    return entries, last, entry.cursor
+                last = entry.cursor
+                if entry.kind is not Kind.MARK:
+                    entries.append(entry)
+        return entries, last, None
 
 
 class Subscriber:
-    """Hears streams over one connection. Use as an async context manager around its task.
+    """Hears streams over one connection. Use as an async context manager.
 
     `client` must be a blocking one (streams.connect(blocking=True)); `cursors` answers the tick, None switches it off.
     """
@@ -86,9 +206,12 @@ class Subscriber:
         self._redis = client
         self._bus = bus
         self._cursors = cursors
-        self._watchers: dict[str, set[_Watcher]] = {}
+        self._watches: dict[str, set[Watch]] = {}
         self._heard: dict[str, asyncio.Event] = {}
-        self._connection: redis.asyncio.Connection | None = None
+        self._commands: deque[tuple[str, str]] = deque()
+        """What is still to be sent; two for each watch at most, and emptied when the connection is lost."""
+        self._has_commands = asyncio.Event()
+        self._connected = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Subscriber":
@@ -101,106 +224,121 @@ class Subscriber:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._connection is not None:
-            await self._connection.disconnect()
+
+    async def open(self, key: str, after: Cursor, durable: Durable, *, known: Cursor | None = None) -> Watch:
+        """Begin to watch a stream's entries after a cursor: each durable one comes once and in order.
+
+        `known` is the log's last durable cursor where the caller has just read it: nothing older needs to be asked for.
+        """
+        watch = Watch(self._bus, key, after, durable, known is None or known > after)
+        self._watches.setdefault(key, set()).add(watch)
+        heard = self._heard.get(key)
+        if heard is None:
+            heard = self._heard[key] = asyncio.Event()
+            self._send("SUBSCRIBE", key)
+        try:
+            if not heard.is_set():
+                async with asyncio.timeout(RECONNECT_S[1]):
+                    await heard.wait()
+        except TimeoutError:
+            # Redis is away. The watcher reads the log; on reconnection everyone catches up.
+            log.info("subscribing takes long")
+        except BaseException:
+            self.close(watch)
+            raise
+        watch.joined = True
+        return watch
+
+    def close(self, watch: Watch) -> None:
+        """End a watch."""
+        watches = self._watches.get(watch.key, set())
+        watches.discard(watch)
+        if not watches and watch.key in self._watches:
+            del self._watches[watch.key]
+            self._heard.pop(watch.key, None)
+            self._send("UNSUBSCRIBE", watch.key)
 
     async def watch(
         self, key: str, after: Cursor, durable: Durable, *, known: Cursor | None = None
     ) -> AsyncGenerator[Entry, None]:
-        """Yield a stream's entries after a cursor, for ever: each durable one once and in order, marks left out.
-
-        `known` is the log's last durable cursor where the caller has just read it: nothing older needs to be asked for.
-        Raises RetinueError(SLOW_CONSUMER) if the caller is slower than the stream, DEPENDENCY_UNAVAILABLE if neither
-        bus nor log can be read.
-        """
-        watcher = _Watcher(last=after, replay=True)
-        await self._join(key, watcher)
-        state = _Reading(self._bus, key, after, durable)
+        """Yield a stream's entries one by one, for ever; arguments as in `open`, errors as in `Watch.next`."""
+        watch = await self.open(key, after, durable, known=known)
         try:
-            async for entry in state.replay(ask_log=known is None or known > after):
-                watcher.last = state.last
-                yield entry
-            watcher.replay = False
             while True:
-                async for entry in _next(watcher, state):
-                    watcher.last = state.last
+                for entry in await watch.next():
                     yield entry
-                watcher.last = state.last
         finally:
-            await self._leave(key, watcher)
+            self.close(watch)
 
-    async def _join(self, key: str, watcher: _Watcher) -> None:
-        watchers = self._watchers.setdefault(key, set())
-        watchers.add(watcher)
-        heard = self._heard.get(key)
-        if heard is None:
-            heard = self._heard[key] = asyncio.Event()
-            await self._send("SUBSCRIBE", [key])
-        try:
-            async with asyncio.timeout(RECONNECT_S[1]):
-                await heard.wait()
-        except TimeoutError:
-            # Redis is away. The watcher reads the log; on reconnection everyone replays.
-            log.info("subscribing takes long")
-
-    async def _leave(self, key: str, watcher: _Watcher) -> None:
-        watchers = self._watchers.get(key, set())
-        watchers.discard(watcher)
-        if not watchers and key in self._watchers:
-            del self._watchers[key]
-            self._heard.pop(key, None)
-            await self._send("UNSUBSCRIBE", [key])
-
-    async def _send(self, command: str, keys: Iterable[str]) -> None:
-        if self._connection is None:
-            return
-        try:
-            await self._connection.send_command(command, *(channel(key) for key in keys))
-        except (RedisError, OSError) as error:
-            log.info("bus connection lost", detail=str(error))  # the listener meets the same and reconnects
+    def _send(self, command: str, key: str) -> None:
+        if self._connected:
+            self._commands.append((command, key))
+            self._has_commands.set()
 
     async def _listen_for_ever(self) -> None:
         pause = RECONNECT_S[0]
         while True:
+            connection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
             try:
-                await self._listen()
+                await connection.connect()
                 pause = RECONNECT_S[0]
-            except (RedisError, OSError) as error:
-                log.warning("bus connection lost", detail=str(error)[:200])
-            connection, self._connection = self._connection, None
-            if connection is not None:
+                await self._serve(connection)
+            except* (RedisError, OSError) as errors:
+                log.warning("bus connection lost", detail=str(errors.exceptions[0])[:200])
+            finally:
+                self._connected = False
+                self._commands.clear()
                 await connection.disconnect(nowait=True)
             await asyncio.sleep(pause)
             pause = min(2 * pause, RECONNECT_S[1])
 
-    async def _listen(self) -> None:
+    async def _serve(self, connection: "redis.asyncio.Connection") -> None:
         """Subscribe to all that is watched, then hand out what is heard until the connection fails."""
-        connection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-        await connection.connect()
-        self._connection = connection
-        keys = list(self._watchers)
-        if keys:
-            await self._send("SUBSCRIBE", keys)
-            for key in keys:
-                for watcher in self._watchers.get(key, ()):
-                    watcher.ask_replay()  # what was said in the meantime was not heard
+        self._connected = True
+        for key in self._watches:
+            self._send("SUBSCRIBE", key)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._speak(connection))
+            while True:
+                kind, name, data = await connection.read_response(disconnect_on_error=True)
+                key = name.decode().removesuffix(":live")
+                if kind == b"message":
+                    self._hand_out(key, data)
+                elif kind == b"subscribe" and key in self._heard:
+                    self._heard[key].set()
+                    for watch in self._watches[key]:
+                        if watch.joined:
+                            watch.ask_catch_up()  # what was said before was not heard
+
+    async def _speak(self, connection: "redis.asyncio.Connection") -> None:
+        """Send commands in the order in which they were wanted."""
         while True:
-            message = await connection.read_response(disconnect_on_error=True)
-            kind, name, data = message[0], message[1].decode().removesuffix(":live"), message[2]
-            if kind == b"subscribe":
-                heard = self._heard.get(name)
-                if heard is not None:
-                    heard.set()
-            elif kind == b"message":
-                cursor, _, value = data.partition(b" ")
-                entry = Entry.decode(Cursor.parse(cursor.decode()), value)
-                for watcher in self._watchers.get(name, ()):
-                    watcher.put(entry)
+            await self._has_commands.wait()
+            self._has_commands.clear()
+            while self._commands:
+                command = self._commands[0][0]
+                keys: list[str] = []
+                while self._commands and self._commands[0][0] == command and len(keys) < SUBSCRIBE_KEYS_MAX:
+                    keys.append(self._commands.popleft()[1])
+                await connection.send_command(command, *map(channel, keys))
+
+    def _hand_out(self, key: str, data: bytes) -> None:
+        watches = self._watches.get(key)
+        if not watches:
+            return
+        cursor, _, value = data.partition(b" ")
+        try:
+            entry = Entry.decode(Cursor.parse(cursor.decode()), value)
+        except (ValueError, RetinueError):
+            log.warning("unreadable entry on the bus", size_bytes=len(data))
+            return
+        for watch in watches:
+            watch.put(entry)
 
     async def _tick_for_ever(self, cursors: Cursors) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            keys = list(self._watchers)
+            keys = list(self._watches)
             if not keys:
                 continue
             try:
@@ -209,92 +347,5 @@ class Subscriber:
                 log.info("tick failed", detail=error.message)
                 continue
             for key, cursor in found.items():
-                for watcher in self._watchers.get(key, ()):
-                    watcher.tell(cursor)
-
-
-async def _next(watcher: _Watcher, state: "_Reading") -> AsyncGenerator[Entry, None]:
-    """Wait for something to happen and yield what comes of it."""
-    await watcher.wake.wait()
-    watcher.wake.clear()
-    while True:
-        if watcher.overflow:
-            raise RetinueError(
-                Reason.SLOW_CONSUMER, "The reader is slower than the stream; resume with the last cursor."
-            )
-        if watcher.replay:
-            watcher.replay = False
-            async for entry in state.replay(ask_log=True):
-                yield entry
-        elif watcher.queue:
-            async for entry in state.follow(watcher.take()):
-                yield entry
-        elif watcher.known is not None:
-            known, watcher.known = watcher.known, None
-            if known > state.last:
-                async for entry in state.replay(ask_log=True):
-                    yield entry
-        else:
-            return
-
-
-class _Reading:
-    """Where a watcher stands in a stream, and how it goes on."""
-
-    def __init__(self, bus: Bus, key: str, after: Cursor, durable: Durable) -> None:
-        self._bus = bus
-        self._key = key
-        self._durable = durable
-        self.last = after
-
-    async def replay(self, *, ask_log: bool) -> AsyncGenerator[Entry, None]:
-        """Yield what the stream holds after the last cursor; then, where asked, what only the log holds."""
-        try:
-            for _ in range(REPLAY_PAGES_MAX):
-                entries = await self._bus.read(self._key, self.last)
-                for entry in entries:
-                    async for due in self._deliver(entry):
-                        yield due
-                if len(entries) < READ_COUNT_MAX:
-                    break
-        except RetinueError as error:
-            if error.metadata.get("dependency") != "redis":
-                raise
-            ask_log = True  # the bus is away: the log alone tells what happened
-        if ask_log:
-            async for due in self._from_log(None):
-                yield due
-
-    async def follow(self, entry: Entry) -> AsyncGenerator[Entry, None]:
-        """Yield a live entry, and before it what was missed."""
-        if entry.cursor <= self.last:
-            return
-        same = entry.cursor.token == self.last.token
-        if entry.cursor.n > (self.last.n + 1 if same else 0):
-            async for due in self.replay(ask_log=False):
-                yield due
-        if entry.cursor > self.last:
-            async for due in self._deliver(entry):
-                yield due
-
-    async def _deliver(self, entry: Entry) -> AsyncGenerator[Entry, None]:
-        if entry.prev is not None and entry.prev > self.last:
-            async for due in self._from_log(entry.prev):
-                yield due
-        if entry.cursor > self.last:
-            self.last = entry.cursor
-            if entry.kind is not Kind.MARK:
-                yield entry
-
-    async def _from_log(self, upto: Cursor | None) -> AsyncGenerator[Entry, None]:
-        """Yield durable entries after the last cursor, no further than `upto`."""
-        for _ in range(REPLAY_PAGES_MAX):
-            entries, more = await self._durable(self.last)
-            for entry in entries:
-                if upto is not None and entry.cursor > upto:
-                    return
-                if entry.cursor > self.last:
-                    self.last = entry.cursor
-                    yield entry
-            if not more or not entries:
-                return
+                for watch in self._watches.get(key, ()):
+                    watch.tell(cursor)

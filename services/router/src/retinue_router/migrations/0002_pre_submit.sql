@@ -57,6 +57,7 @@ language plpgsql as $$
 declare l logs; r runs; active runs; k record;
 begin
   perform set_config('app.tenant_id', t, true);                  -- the wall, in the same round trip
+  ring := false;
   for i in 1..3 loop
     if p_key is not null then
       select x.run_id, x.digest into k from runs x where x.tenant_id = t and x.idem_key = p_key;
@@ -90,7 +91,8 @@ begin
           perform cancel_idle_1(t, active, p_busy, p_by);
           l.due_time := null;
         else
-          update runs x set cancel = case when x.cancel = 'rollback' then x.cancel else p_busy end, cancel_by = p_by where x.tenant_id = t and x.run_id = active.run_id;
+          update runs x set cancel = case x.cancel when 'rollback' then x.cancel else p_busy end, cancel_by = p_by
+            where x.tenant_id = t and x.run_id = active.run_id;
         end if;
       end if;
       update logs x set next_position = x.next_position + 1, due_time = coalesce(l.due_time, clock_timestamp())

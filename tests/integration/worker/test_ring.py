@@ -1,0 +1,83 @@
+"""The fair ring decides who is looked at next; these tests assert the order of dispatch, never times."""
+
+import pytest
+from retinue_kit import streams
+from retinue_router.ring import Ring, Ticket
+
+
+@pytest.fixture
+async def client(redis_url):
+    redis = streams.connect(redis_url)
+    yield redis
+    await redis.aclose()
+
+
+@pytest.fixture
+def ring(client):
+    return Ring(client)
+
+
+async def pops(ring, count, *, done=True):
+    """Pop so many tickets; answers their tenants."""
+    tenants = []
+    for _ in range(count):
+        ticket = await ring.pop(10)
+        tenants.append(ticket.tenant_id if ticket else None)
+        if ticket and done:
+            await ring.done(ticket)
+    return tenants
+
+
+async def test_fair_share_a_flood_of_one_tenant_does_not_delay_another(ring):
+    for i in range(100):
+        await ring.push("flood", f"log_{i}")
+    await pops(ring, 3)
+    await ring.push("other", "log_x")
+    assert "other" in await pops(ring, 2)
+
+
+@pytest.mark.parametrize(("weight", "share"), [(1.0, 50), (4.0, 80)])
+async def test_fair_share_weights_are_met(ring, weight, share):
+    await ring.tell_limits("a", 64, weight)
+    for i in range(200):
+        await ring.push("a", f"log_{i}")
+        await ring.push("b", f"log_{i}")
+    tenants = await pops(ring, 100)
+    assert abs(tenants.count("a") - share) <= 5
+
+
+async def test_a_log_is_in_the_ring_once(ring):
+    await ring.push("a", "log_1")
+    await ring.push("a", "log_1")
+    assert await pops(ring, 2) == ["a", None]
+    assert not await ring.waiting()
+
+
+async def test_bounded_a_tenant_at_its_limit_waits_until_a_slot_is_given_back(ring):
+    await ring.tell_limits("a", 2, 1.0)
+    for i in range(3):
+        await ring.push("a", f"log_{i}")
+    held = [await ring.pop(10), await ring.pop(10)]
+    assert await ring.pop(10) is None
+    assert await ring.waiting()
+    await ring.done(held[0])
+    assert await ring.pop(10) == Ticket("a", "log_2")
+
+
+async def test_a_slot_that_nobody_keeps_expires(ring):
+    await ring.tell_limits("a", 1, 1.0)
+    await ring.push("a", "log_1")
+    await ring.push("a", "log_2")
+    first = await ring.pop(-1)  # its lease is over already
+    assert await ring.pop(10) == Ticket("a", "log_2")
+    assert first == Ticket("a", "log_1")
+    await ring.push("a", "log_3")
+    await ring.held([Ticket("a", "log_2")], 10)
+    assert await ring.pop(10) is None
+
+
+async def test_an_empty_ring_keeps_no_tickets_that_would_wake_workers_for_nothing(ring, client):
+    for i in range(5):
+        await ring.push("a", f"log_{i}")
+    await pops(ring, 6)
+    assert await client.llen("{r:chat}:bell") == 0
