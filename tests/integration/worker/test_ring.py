@@ -21,10 +21,10 @@ async def pops(ring, count, *, done=True):
     """Pop so many tickets; answers their tenants."""
     tenants = []
     for _ in range(count):
-        ticket = await ring.pop(10)
-        tenants.append(ticket.tenant_id if ticket else None)
-        if ticket and done:
-            await ring.done(ticket)
+        popped = await ring.pop(10)
+        tenants.append(popped.ticket.tenant_id if popped else None)
+        if popped and done:
+            await ring.done(popped.ticket)
     return tenants
 
 
@@ -57,11 +57,11 @@ async def test_bounded_a_tenant_at_its_limit_waits_until_a_slot_is_given_back(ri
     await ring.tell_limits("a", 2, 1.0)
     for i in range(3):
         await ring.push("a", f"log_{i}")
-    held = [await ring.pop(10), await ring.pop(10)]
+    held = [(await ring.pop(10)).ticket, (await ring.pop(10)).ticket]
     assert await ring.pop(10) is None
     assert await ring.waiting()
     await ring.done(held[0])
-    assert await ring.pop(10) == Ticket("a", "log_2")
+    assert (await ring.pop(10)).ticket == Ticket("a", "log_2")
 
 
 async def test_a_slot_that_nobody_keeps_expires(ring):
@@ -69,8 +69,8 @@ async def test_a_slot_that_nobody_keeps_expires(ring):
     await ring.push("a", "log_1")
     await ring.push("a", "log_2")
     first = await ring.pop(-1)  # its lease is over already
-    assert await ring.pop(10) == Ticket("a", "log_2")
-    assert first == Ticket("a", "log_1")
+    assert (await ring.pop(10)).ticket == Ticket("a", "log_2")
+    assert first.ticket == Ticket("a", "log_1")
     await ring.push("a", "log_3")
     await ring.held([Ticket("a", "log_2")], 10)
     assert await ring.pop(10) is None

@@ -1,7 +1,6 @@
 """Settings of policy: what is taken, what is refused in one line."""
 
 import pytest
-
 from retinue_kit import config
 from retinue_policy.config import Settings
 

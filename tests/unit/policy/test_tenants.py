@@ -1,7 +1,6 @@
 """What policy remembers of tenants, and for how long."""
 
 import pytest
-
 from retinue_kit.client import Peer
 from retinue_kit.errors import Reason, RetinueError
 from retinue_policy import clients

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import msgspec
 import structlog
+import uvloop
 
 from retinue_kit import config, telemetry
 from retinue_kit.server import Server
@@ -34,7 +35,8 @@ def main(name: str, settings: type[S], assemble: Assemble[S], *, grace_s: float 
         loaded = config.load(settings)
         provider = telemetry.set_up(name)
         try:
-            asyncio.run(_run(name, loaded, assemble, grace_s))
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_run(name, loaded, assemble, grace_s))
         finally:
             provider.shutdown()
     except config.SettingError as error:

@@ -1,7 +1,7 @@
 """A gRPC server as every service of the mesh runs it: one list of steps around each call, health, reflection, drain."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -29,7 +29,9 @@ PROBE_TIMEOUT_S = 2.0
 CONCURRENT_CALLS_MAX = 4096
 """Calls at once; more are refused with RESOURCE_EXHAUSTED by gRPC itself. Counts open event streams at the edge."""
 
-_UNTRACED = ("/grpc.health.", "/grpc.reflection.")
+_UNTRACED = ("/grpc.health.", "/grpc.reflection.", "/opentelemetry.proto.collector.")
+"""Calls without a tenant, which none of the steps concern: a collector that traced itself would never come to rest."""
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
@@ -42,11 +44,14 @@ class Service(NamedTuple):
 
 
 Probe = Callable[[], Awaitable[object]]
+Gate = Callable[[str, Mapping[str, str]], None]
+"""Raises RetinueError unless a call of this method with this metadata may be made at all."""
+
 Serving = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
-def _validate(request: Message) -> None:
+def validate(request: Message) -> None:
     """Refuse a request that breaks the contract's own limits, naming the first field that does."""
     try:
         protovalidate.validate(request, fail_fast=True)
@@ -64,9 +69,14 @@ def _check_tenant(request: Message, identity: tenancy.Identity) -> None:
         raise RetinueError(Reason.TENANT_MISMATCH, "The request names another tenant than the caller's.")
 
 
+def text_metadata(context: Serving) -> dict[str, str]:
+    """Read what came with a call, but for binary values."""
+    return {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+
+
 def _begin(method: str, request: Message, context: Serving) -> trace.Span:
     """What happens before each call, each step with its reason. Contexts end with the call's own task."""
-    metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+    metadata = text_metadata(context)
     span = telemetry.start_server_span(method[1:], metadata.get("traceparent", ""))  # first: all that follows is seen
     deadlines.enter(context.time_remaining())  # outgoing calls must not outlive the caller
     identity = tenancy.from_metadata(metadata)
@@ -99,7 +109,8 @@ async def _refuse(error: Exception, span: trace.Span, context: Serving, method: 
 class Steps(grpc.aio.ServerInterceptor):
     """Trace, deadline, identity, validation, errors: around every call, in this order."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: Gate | None) -> None:
+        self._gate = gate
         self._wrapped: dict[str, Handler] = {}
         self.draining = False
 
@@ -124,7 +135,7 @@ class Steps(grpc.aio.ServerInterceptor):
         async def unary(request: Message, context: Serving) -> object:
             span = _begin(method, request, context)
             try:
-                self._admit(request)
+                self._admit(method, request, context)
                 return await handler.unary_unary(request, context)
             except grpc.aio.AbortError:
                 raise
@@ -137,7 +148,7 @@ class Steps(grpc.aio.ServerInterceptor):
         async def stream(request: Message, context: Serving) -> AsyncIterator[object]:
             span = _begin(method, request, context)
             try:
-                self._admit(request)
+                self._admit(method, request, context)
                 async for response in handler.unary_stream(request, context):
                     yield response
             except grpc.aio.AbortError:
@@ -151,24 +162,34 @@ class Steps(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(stream, **codec)
         return grpc.unary_unary_rpc_method_handler(unary, **codec)
 
-    def _admit(self, request: Message) -> None:
+    def _admit(self, method: str, request: Message, context: Serving) -> None:
         if self.draining:
             raise RetinueError(Reason.DRAINING, "This process is stopping; try again.", retry_after_s=RETRY_AFTER_S)
+        if self._gate is not None:
+            self._gate(method, text_metadata(context))
         _check_tenant(request, tenancy.current())
-        _validate(request)
+        validate(request)
 
 
 class Server:
     """A gRPC server on one address, `unix:/path` or `host:port`.
 
-    Health: "" and each service's name serve while every probe passes; each probe's own name tells of it alone.
+    Health: "" and each service's name serve while every probe passes; each probe's own name tells of it alone. `gate`
+    is asked before each call that the steps concern.
     """
 
-    def __init__(self, address: str, services: Sequence[Service], probes: dict[str, Probe] | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        services: Sequence[Service],
+        probes: dict[str, Probe] | None = None,
+        *,
+        gate: Gate | None = None,
+    ) -> None:
         self.address = address
         self._probes = probes or {}
         self._names = [service.name for service in services]
-        self._steps = Steps()
+        self._steps = Steps(gate)
         self._health = HealthServicer()
         self._prober: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(

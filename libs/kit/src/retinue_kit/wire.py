@@ -17,7 +17,7 @@ def to_status(error: RetinueError) -> status_pb2.Status:
     status.details.add().Pack(info)
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
-        delay.FromMilliseconds(int(error.retry_after_s * 1000))
+        delay.FromMilliseconds(round(error.retry_after_s * 1000))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     return status
 

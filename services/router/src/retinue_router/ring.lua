@@ -59,7 +59,11 @@ for _ = 1, rounds do
       redis.call('DEL', P .. ':seen')
       if d - 1 > 0 then redis.call('HDEL', P .. ':def', t) end   -- credit is not hoarded; a debt is kept
     end
-    if s then return {t, s} end
+    if s then
+      local more = redis.call('EXISTS', P .. ':ring')
+      if more == 0 then redis.call('DEL', P .. ':bell') end        -- old tickets would wake workers for nothing
+      return {t, s, more}
+    end
   else
     if d >= 1 then redis.call('HSET', P .. ':def', t, 1) end     -- at its limit: keeps its turn, hoards nothing
     redis.call('RPUSH', P .. ':ring', redis.call('LPOP', P .. ':ring'))

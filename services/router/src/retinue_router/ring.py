@@ -36,6 +36,13 @@ class Ticket(NamedTuple):
     log_id: str
 
 
+class Popped(NamedTuple):
+    """What was taken, and whether more waits."""
+
+    ticket: Ticket
+    more: bool
+
+
 class Ring:
     """The ring; every method raises RetinueError(DEPENDENCY_UNAVAILABLE) if Redis does not answer."""
 
@@ -50,12 +57,12 @@ class Ring:
         """Put a log into its tenant's queue, once, and ring."""
         await self._run("push", tenant_id, log_id, TICKETS_MAX)
 
-    async def pop(self, lease_s: float) -> Ticket | None:
+    async def pop(self, lease_s: float) -> Popped | None:
         """Take the fairest waiting log and a slot of its tenant; None if nothing may be taken now."""
         answer = await self._run("pop", time.time(), LIMIT_DEFAULT, lease_s, ROUNDS_MAX)
         if not answer:
             return None
-        return Ticket(answer[0].decode(), answer[1].decode())
+        return Popped(Ticket(answer[0].decode(), answer[1].decode()), bool(answer[2]))
 
     async def done(self, ticket: Ticket) -> None:
         """Give the slot back."""

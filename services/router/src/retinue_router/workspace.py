@@ -1,19 +1,25 @@
 """Workspace files of tenants, opened beneath the tenant's root only."""
 
+import asyncio
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import msgspec
+from retinue_kit.errors import RetinueError
 
 from retinue_router.domain.workspace import contact_folder
 
 PROFILE_FILE = "profile.json"
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
+
+LOCK_PAUSE_S = 0.005
+LOCK_ATTEMPTS_MAX = 800
+"""Four seconds: a lock is held for milliseconds, and the caller waits for five seconds."""
 
 
 def contact_dir(root: Path, tenant_id: str, contact: str) -> Path:
@@ -25,21 +31,36 @@ def contact_dir(root: Path, tenant_id: str, contact: str) -> Path:
     return root / tenant_id / "contacts" / folder
 
 
-@contextmanager
-def locked(root: Path, tenant_id: str) -> Iterator[None]:
-    """Hold a tenant's workspace alone: who writes what the log says must not race with who removes it."""
-    lock = tenant_lock(root, tenant_id)
+@asynccontextmanager
+async def locked(root: Path, tenant_id: str) -> AsyncIterator[None]:
+    """Hold a tenant's workspace alone: who writes what the database says must not race with who removes it.
+
+    Raises RetinueError(DEPENDENCY_UNAVAILABLE) if another keeps it for too long.
+    """
+    lock = _open_lock(root, tenant_id)
     try:
+        for _ in range(LOCK_ATTEMPTS_MAX):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(LOCK_PAUSE_S)
+        else:
+            raise RetinueError.unavailable("workspace", private="the lock is held by another")
         yield
     finally:
         os.close(lock)
 
 
-def tenant_lock(root: Path, tenant_id: str) -> int:
-    """Wait for a tenant's lock; answers the descriptor that holds it until it is closed."""
+def _open_lock(root: Path, tenant_id: str) -> int:
     folder = root / tenant_id
     folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+    return os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+
+
+def tenant_lock(root: Path, tenant_id: str) -> int:
+    """Wait for a tenant's lock; answers the descriptor that holds it until it is closed."""
+    lock = _open_lock(root, tenant_id)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
     except BaseException:
@@ -65,19 +86,22 @@ def open_beneath(folder: Path, name: str) -> Iterator[int]:
 
 
 def write_profile(root: Path, tenant_id: str, contact: str, profile: object) -> None:
-    """Write profile.json whole: readers see the former one or this one."""
-    with locked(root, tenant_id):
-        folder = contact_dir(root, tenant_id, contact)
-        folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-        fresh = folder / (PROFILE_FILE + ".new")
-        fresh.write_bytes(msgspec.json.format(msgspec.json.encode(profile)) + b"\n")
-        fresh.chmod(FILE_MODE)
-        fresh.replace(folder / PROFILE_FILE)
+    """Write profile.json whole: readers see the former one or this one. The caller holds the tenant's lock."""
+    folder = contact_dir(root, tenant_id, contact)
+    folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fresh = PROFILE_FILE + ".new"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(fresh, flags, FILE_MODE, dir_fd=directory), "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(profile)) + b"\n")
+        os.replace(fresh, PROFILE_FILE, src_dir_fd=directory, dst_dir_fd=directory)
+    finally:
+        os.close(directory)
 
 
 def remove_contact(root: Path, tenant_id: str, contact: str) -> None:
-    """Remove a contact's folder with all that is in it; nothing happens if there is none."""
-    with locked(root, tenant_id):
-        folder = contact_dir(root, tenant_id, contact)
-        if folder.exists():
-            shutil.rmtree(folder)
+    """Remove a contact's folder with all that is in it; nothing happens if there is none. The caller holds the lock."""
+    folder = contact_dir(root, tenant_id, contact)
+    if folder.exists():
+        shutil.rmtree(folder)

@@ -5,7 +5,6 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
-
 from retinue.runtime_adapter.v1.runtime_adapter_service_pb2 import (
     DESCRIPTOR,
     AbortRunRequest,
@@ -26,6 +25,7 @@ from retinue.runtime_adapter.v1.runtime_adapter_service_pb2_grpc import (
     add_RuntimeAdapterServiceServicer_to_server,
 )
 from retinue_kit.server import Service
+
 from retinue_runtime_adapter.adapter import Registry
 from retinue_runtime_adapter.domain.fencing import Fences
 
@@ -56,7 +56,7 @@ class RuntimeAdapterServicer(RuntimeAdapterServiceServicer):
 
     async def AbortRun(self, request: AbortRunRequest, context: Context) -> AbortRunResponse:
         adapters = [self._registry.get(request.runtime)] if request.runtime else self._registry.all()
-        return AbortRunResponse(aborted=any([a.abort(request.tenant_id, request.run_id) for a in adapters]))
+        return AbortRunResponse(aborted=any(a.abort(request.tenant_id, request.run_id) for a in adapters))
 
     async def DescribeRuntimes(self, request: DescribeRuntimesRequest, context: Context) -> DescribeRuntimesResponse:
         return DescribeRuntimesResponse(runtimes=[adapter.describe() for adapter in self._registry.all()])

@@ -252,7 +252,7 @@ class UpdateTenantRequest(_message.Message):
 
     @_builtins.property
     def agent(self) -> Global___Agent:
-        """Agent; its id is ignored."""
+        """Agent; its id is ignored, empty fields stay, the model "default" is the deployment's default again."""
 
     def __init__(
         self,

@@ -36,11 +36,16 @@ end $$;
 create function open_log_1(t text, p_log text, p_contact text, p_session text) returns logs language plpgsql as $$
 declare l logs;
 begin
-  select * into l from logs x where x.tenant_id = t and x.log_id = p_log for no key update;
-  if found then return l; end if;
-  insert into logs as x (tenant_id, log_id, contact, session_id, token)
-    values (t, p_log, p_contact, p_session, coalesce((select d.token + 1 from deleted_logs d where d.tenant_id = t and d.log_id = p_log), 0))
-    on conflict (tenant_id, log_id) do update set next_position = x.next_position returning * into l;
+  for i in 1..10 loop
+    select * into l from logs x where x.tenant_id = t and x.log_id = p_log for no key update;
+    if found then return l; end if;
+    -- Any conflict counts: of two who make the same log at once, one may meet the other at the contact's index first.
+    insert into logs as x (tenant_id, log_id, contact, session_id, token)
+      values (t, p_log, p_contact, p_session, coalesce((select d.token + 1 from deleted_logs d where d.tenant_id = t and d.log_id = p_log), 0))
+      on conflict do nothing returning * into l;
+    exit when found;
+  end loop;
+  if l.log_id is null then raise exception 'a log vanished each time it was seen' using errcode = '40001'; end if;
   if p_contact is not null then
     insert into contacts (tenant_id, contact, contact_id) values (t, p_contact, 'con_' || substr(p_session, 5)) on conflict do nothing;
   end if;

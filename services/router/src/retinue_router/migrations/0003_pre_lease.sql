@@ -6,6 +6,7 @@ create type held_1 as (
   queued_s double precision,       -- seconds from its acceptance to this claim
   runtime text, runtime_age_s double precision,          -- what the log used last
   approvals jsonb,                 -- answers since it was parked
+  history jsonb,                   -- what was said in the session before, newest first: [{role, text}]
   events jsonb,                    -- durable events that this call wrote, to be published
   prev text,                       -- cursor of the durable event before them
   keep_token bigint,               -- lowest token whose deltas are still to be kept on the bus
@@ -49,6 +50,17 @@ end $$;
 create function cancelled_data_1(r runs) returns jsonb language sql immutable as $$
   select jsonb_build_object('by', coalesce(r.cancel_by, '')) ||
     case when r.cancel = 'rollback' and r.said_token is not null then jsonb_build_object('rewind_to', r.said_token || '-' || r.said_n) else '{}' end
+$$;
+
+-- The conversation so far: what was said in a session before this token, newest first. Left out: answers that
+-- were rolled back, and what the run itself recorded in earlier attempts.
+create function history_1(t text, p_log text, p_session text, p_run text, p_before bigint, p_limit int) returns jsonb language sql stable as $$
+  select coalesce(jsonb_agg(jsonb_build_object('role', h.role, 'text', h.text) order by h.token desc, h.n desc), '[]') from (
+    select case e.type when 'user.message' then 'user' else 'assistant' end as role, e.data ->> 'text' as text, e.token, e.n
+    from events e join runs r on r.tenant_id = e.tenant_id and r.run_id = e.run_id
+    where e.tenant_id = t and e.log_id = p_log and e.type in ('user.message', 'assistant.message') and e.session_id = p_session
+      and e.token < p_before and e.run_id <> p_run and not (r.dropped and e.type = 'assistant.message')
+    order by e.token desc, e.n desc limit p_limit) h
 $$;
 
 -- The part shared by claim and finish; the caller holds the log's row. Gives the run to execute, if there is one, and what
@@ -121,6 +133,7 @@ begin
       where x.tenant_id = t and x.run_id = r.run_id returning * into r;
     h.run_id := r.run_id; h.attempt := r.attempt; h.kind := r.kind; h.contact := r.contact; h.session_id := r.session_id; h.input := r.input;
     h.checkpoint := r.checkpoint; h.traceparent := r.traceparent; h.queued_s := extract(epoch from clock_timestamp() - r.create_time);
+    h.history := history_1(t, p_log, r.session_id, r.run_id, tok, 200);
     h.runtime := l.runtime; h.runtime_age_s := extract(epoch from clock_timestamp() - l.runtime_time);
     select coalesce(max(x.token), 0) into h.keep_token from (
       select x.token, x.end_time from runs x where x.tenant_id = t and x.log_id = p_log and x.position < r.position
@@ -148,7 +161,7 @@ begin
   if not found then return null; end if;
   h.token := l.token; h.run_id := r.run_id; h.attempt := r.attempt; h.kind := r.kind; h.contact := r.contact; h.session_id := r.session_id;
   h.input := r.input; h.checkpoint := r.checkpoint; h.traceparent := r.traceparent;
-  h.queued_s := extract(epoch from clock_timestamp() - r.create_time);
+  h.queued_s := extract(epoch from clock_timestamp() - r.create_time); h.history := history_1(t, p_log, r.session_id, r.run_id, l.token, 200);
   h.runtime := l.runtime; h.runtime_age_s := extract(epoch from clock_timestamp() - l.runtime_time); h.keep_token := 0;
   select jsonb_agg(jsonb_build_object('approval_id', a.approval_id, 'call_id', a.call_id, 'decision', a.state) order by a.approval_id) into h.approvals
     from approvals a where a.tenant_id = t and a.run_id = r.run_id;
@@ -269,17 +282,4 @@ begin
     or exists (select from mail x where x.tenant_id = t and x.log_id = p_log);
   update logs x set holder = null, due_time = case when more then clock_timestamp() end where x.tenant_id = t and x.log_id = p_log;
   return query select true, final, written, more, heard, null::held_1;
-end $$;
-
--- The conversation so far: what was said in a session before this token, newest first. Left out are rolled back answers and
--- what an earlier attempt of the token's own run recorded: it is told to the model by the run itself.
-create function history_1(t text, p_log text, p_session text, p_before bigint, p_limit int)
-returns table (role text, text text) language plpgsql as $$
-begin
-  perform set_config('app.tenant_id', t, true);
-  return query select case e.type when 'user.message' then 'user' else 'assistant' end, e.data ->> 'text'
-    from events e join runs r on r.tenant_id = e.tenant_id and r.run_id = e.run_id
-    where e.tenant_id = t and e.log_id = p_log and e.type in ('user.message', 'assistant.message') and e.session_id = p_session
-      and e.token < p_before and r.token is distinct from p_before and not (r.dropped and e.type = 'assistant.message')
-    order by e.token desc, e.n desc limit p_limit;
 end $$;

@@ -1,6 +1,7 @@
 """One attempt of one run: decide, invoke, tell, until it ends, parks, is asked to stop or loses its lease."""
 
 import asyncio
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,14 +20,14 @@ from retinue_router.worker.keeper import Keeper, Lease
 from retinue_router.worker.leases import Asked, ContextLine, Held, LeaseStore
 from retinue_router.worker.teller import Teller, lost
 
-HISTORY_MESSAGES_MAX = 200
-"""Earlier messages that a runtime is given; a longer conversation goes on with its newest."""
-
 HISTORY_SIZE_MAX_CHARS = 200_000
 """Text of earlier messages that a runtime is given, so that the call stays below a message's size."""
 
 RETRY_DELAY_S = 0.5
 """Before the second attempt; doubled for each further one."""
+
+OVERHEAD_FACTOR = 4
+"""A runtime keeps its own limit on text; this many times as much in events of all kinds is one that does not."""
 
 _RETRYABLE = frozenset({Reason.DEPENDENCY_UNAVAILABLE, Reason.INTERNAL})
 
@@ -49,6 +50,13 @@ class Outcome:
     def output(self) -> str:
         """All that it said."""
         return "\n\n".join([*self.whole, self.text] if self.text else self.whole)
+
+
+class Saved(msgspec.Struct):
+    """What a checkpoint keeps: the runtime's own state, and the messages that are recorded already."""
+
+    state: bytes = b""
+    whole: list[str] = []
 
 
 class Attempt:
@@ -80,7 +88,11 @@ class Attempt:
         self._runtimes = runtimes
         self._clock = clock
         self._checkpoint: bytes | None = None
-        self.outcome = Outcome()
+        saved = msgspec.msgpack.decode(held.checkpoint, type=Saved) if held.checkpoint else Saved()
+        self._state = saved.state
+        # A runtime tells a message again that its checkpoint holds; here it is recorded already.
+        self._told_before = len(saved.whole)
+        self.outcome = Outcome(whole=list(saved.whole))
         self.agent = Agent("", "")
         self.decision: bytes | None = None
 
@@ -124,20 +136,19 @@ class Attempt:
     async def _execute(self) -> None:
         held = self._held
         with telemetry.span("route_decision") as span:
-            decision, context = await asyncio.gather(self._decide(), self._context())
+            decision = await self._decide()
             span.set_attribute("selected_agent", decision.runtime)
             span.set_attribute("decision.rule", decision.rules[-1].rule if decision.rules else "")
         if held.attempt <= 1:
             reason = decision.rules[-1].reason if decision.rules else ""
-            await self._teller.note(
-                "run.started", {"attempt": held.attempt, "runtime": decision.runtime, "reason": reason}
-            )
+            data = {"attempt": held.attempt, "runtime": decision.runtime, "reason": reason}
+            self._teller.tell("run.started", data, recorded=True)
         await self._ring.tell_limits(
             self._ticket.tenant_id, decision.limits.concurrent_run_count, decision.limits.weight
         )
         if not self._keeper.is_valid(self._lease) and not await self._keeper.confirm(self._lease):
             raise lost()
-        request = self._request(decision, context)
+        request = self._request(decision, self._context())
         with telemetry.span("agent_processing", runtime=decision.runtime) as span:
             await self._consume(request, decision)
             span.set_attribute("response.length", len(self.outcome.output))
@@ -169,13 +180,10 @@ class Attempt:
         )
         return decision
 
-    async def _context(self) -> list[ContextLine]:
-        held = self._held
-        lines = await patiently(
-            lambda: self._store.history(self._ticket, held.session_id, held.token, HISTORY_MESSAGES_MAX), self._clock
-        )
+    def _context(self) -> list[ContextLine]:
+        """What was said before, oldest first, as much of its end as a runtime is given."""
         size, kept = 0, []
-        for line in reversed([*held.input.context, *lines]):
+        for line in [*self._held.history, *reversed(self._held.input.context)]:
             size += len(line.text)
             if size > HISTORY_SIZE_MAX_CHARS:
                 break
@@ -196,7 +204,7 @@ class Attempt:
             context=[adapter_pb.ContextMessage(role=line.role, text=line.text) for line in context],
             text=held.input.text,
             reasoning=held.input.reasoning,
-            checkpoint=held.checkpoint,
+            checkpoint=self._state,
             approvals=[
                 adapter_pb.ApprovalDecision(approval_id=a.approval_id, call_id=a.call_id, decision=a.decision)
                 for a in held.approvals
@@ -209,22 +217,25 @@ class Attempt:
         return request
 
     async def _consume(self, request: adapter_pb.InvokeRequest, decision: policy_pb.Decision) -> None:
-        """Follow the runtime until it says how it ended."""
+        """Follow the runtime until it says how it ended, and read to the end of its stream."""
         limit = decision.limits.output_size_bytes
-        events = self._runtimes.invoke(request)
-        size = 0
-        async for event in events:
-            size += event.ByteSize()
-            if limit and size > 4 * limit:
-                raise RetinueError(Reason.OUTPUT_TOO_LARGE, "The run produced more than a run may.")
-            if await self._follow(event):
-                await self._teller.settle()
-                return
-        raise RetinueError.unavailable("runtime-adapter", private="the stream ended without an ending")
+        size, ended = 0, False
+        async with aclosing(self._runtimes.invoke(request)) as events:
+            async for event in events:
+                size += event.ByteSize()
+                if limit and size > OVERHEAD_FACTOR * limit:
+                    raise RetinueError(Reason.OUTPUT_TOO_LARGE, "The run produced more than a run may.")
+                if not ended:
+                    ended = await self._follow(event)
+        if not ended:
+            raise RetinueError.unavailable("runtime-adapter", private="the stream ended without an ending")
 
     async def _follow(self, event: RuntimeEvent) -> bool:
         """Tell one event; True if it was the last."""
         kind, out = event.WhichOneof("event"), self.outcome
+        if self._told_before and kind in ("text_delta", "reasoning_delta", "card", "message_completed"):
+            self._told_before -= kind == "message_completed"
+            return False
         if self._checkpoint is not None and kind != "finished":
             await self._commit(self._checkpoint)  # a step that nothing but the end follows is recorded with the end
         match kind:
@@ -235,7 +246,8 @@ class Attempt:
             case "card":
                 card = event.card
                 body = json_format.MessageToDict(card.body)
-                await self._teller.note("card", {"kind": card.kind, "title": card.title, "body": body})
+                data = {"kind": card.kind, "title": card.title, "body": body}
+                self._teller.tell("card", data, recorded=True)
             case "tool_started" | "tool_finished":
                 await self._record_tool(event)
             case "checkpoint":
@@ -256,7 +268,7 @@ class Attempt:
         """Tell what is tentative."""
         kind = event.WhichOneof("event")
         if kind == "text_delta":
-            text, replace = event.text_delta.text, event.text_delta.replace
+            text, replace = storable(event.text_delta.text), event.text_delta.replace
             self.outcome.text = text if replace else self.outcome.text + text
             self._teller.tell("assistant.delta", {"text": text, "replace": True} if replace else {"text": text})
         elif kind == "tool_output":
@@ -266,7 +278,8 @@ class Attempt:
             self._teller.tell("reasoning.delta", {"text": event.reasoning_delta.text})
 
     async def _complete(self, text: str) -> None:
-        await self._teller.settle()
+        text = storable(text)
+        await self._teller.freeze()
         self.outcome.whole.append(text)
         self.outcome.text = ""
         data = {"message_id": ids.new_id("msg"), "text": text}
@@ -274,7 +287,7 @@ class Attempt:
 
     async def _record_tool(self, event: RuntimeEvent) -> None:
         """Commit a tool's start before it runs, and its end before it is told."""
-        await self._teller.settle()
+        await self._teller.freeze()
         if event.WhichOneof("event") == "tool_started":
             started = event.tool_started
             arguments = json_format.MessageToDict(started.arguments)
@@ -282,16 +295,17 @@ class Attempt:
             self._teller.record("tool.started", data, self._teller.next_n())
         else:
             done = event.tool_finished
-            data = {"call_id": done.call_id, "ok": done.ok, "result": done.result, "duration_ms": done.duration_ms}
+            data = {"call_id": done.call_id, "ok": done.ok, "result": storable(done.result), "duration_ms": done.duration_ms}
             self._teller.record("tool.finished", data, self._teller.next_n())
-        await self._commit(self._checkpoint if self._checkpoint is not None else self._held.checkpoint)
+        await self._commit(self._checkpoint if self._checkpoint is not None else self._state)
 
     async def _commit(self, state: bytes) -> None:
-        self._checkpoint = None
+        self._checkpoint, self._state = None, state
+        saved = msgspec.msgpack.encode(Saved(state, self.outcome.whole))
         with telemetry.span("checkpoint"):
             entries = await patiently(
                 lambda: self._store.checkpoint(
-                    self._ticket, self._held.token, self._held.run_id, self._teller.unrecorded(), state,
+                    self._ticket, self._held.token, self._held.run_id, self._teller.unrecorded(), saved,
                     self.decision or b"{}",
                 ),
                 self._clock,
@@ -302,14 +316,15 @@ class Attempt:
 
     async def _park(self, event: RuntimeEvent) -> None:
         asked, teller, held = event.approval_requested, self._teller, self._held
-        await teller.settle()
+        await teller.freeze()
         question = Asked(ids.new_id("apr"), teller.next_n(), asked.call_id, asked.tool, asked.summary, asked.expire_s)
+        saved = msgspec.msgpack.encode(Saved(asked.checkpoint, self.outcome.whole))
         answer = await self._store.park(
             self._ticket,
             held.token,
             held.run_id,
             teller.unrecorded(),
-            asked.checkpoint,
+            saved,
             self.decision or b"{}",
             question,
         )
@@ -318,6 +333,11 @@ class Attempt:
         entries, self.outcome.ring = answer
         self.outcome.parked = True
         await teller.publish(entries)
+
+
+def storable(text: str) -> str:
+    """Text as Postgres can hold it: a null character, which no one can see, is left out."""
+    return text.replace("\0", "")
 
 
 def retry_delay_s(attempt: int) -> float:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -106,7 +106,7 @@ class Runtimes:
         self._peer = peer
         self._stub = adapter_grpc.RuntimeAdapterServiceStub(peer.channel)
 
-    async def invoke(self, request: adapter_pb.InvokeRequest) -> AsyncIterator[RuntimeEvent]:
+    async def invoke(self, request: adapter_pb.InvokeRequest) -> AsyncGenerator[RuntimeEvent, None]:
         """Execute one attempt; leaving the iteration aborts it. Raises RetinueError if the adapter is lost."""
         timeout_s = request.run_time.ToTimedelta().total_seconds() + INVOKE_MARGIN_S
         async for response in self._peer.stream(self._stub.Invoke, request, timeout_s=timeout_s):

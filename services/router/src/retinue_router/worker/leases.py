@@ -53,6 +53,7 @@ class Held:
     run_id: str
     attempt: int
     kind: str
+    contact: str
     session_id: str
     input: RunInput
     checkpoint: bytes
@@ -61,6 +62,7 @@ class Held:
     runtime: str
     runtime_age_s: float | None
     approvals: list[Answer]
+    history: list[ContextLine]
     events: list[Entry]
     prev: Cursor
     keep_token: int
@@ -103,6 +105,7 @@ class Ended:
 
 
 _inputs = msgspec.json.Decoder(RunInput)
+_lines = msgspec.json.Decoder(list[ContextLine])
 _answers = msgspec.json.Decoder(list[Answer])
 
 
@@ -115,6 +118,7 @@ def _held(row: Any) -> Held | None:
         run_id=row["run_id"] or "",
         attempt=row["attempt"] or 0,
         kind=row["kind"] or "",
+        contact=row["contact"] or "",
         session_id=row["session_id"] or "",
         input=_inputs.decode(row["input"] or "{}"),
         checkpoint=row["checkpoint"] or b"",
@@ -123,6 +127,7 @@ def _held(row: Any) -> Held | None:
         runtime=row["runtime"] or "",
         runtime_age_s=row["runtime_age_s"],
         approvals=_answers.decode(row["approvals"] or "[]"),
+        history=_lines.decode(row["history"] or "[]"),
         events=written(row["token"], row["events"] or "[]"),
         prev=Cursor.parse(row["prev"]),
         keep_token=row["keep_token"] or 0,
@@ -195,14 +200,6 @@ class LeaseStore:
         if not row["ok"]:
             return None
         return Ended(row["state"], written(token, row["events"]), row["ring"], row["told"], _held(row["next"]))
-
-    async def history(self, ticket: Ticket, session_id: str, before_token: int, limit: int) -> list[ContextLine]:
-        """Read what was said in a session before an attempt, oldest first."""
-        with postgres.translating():
-            rows = await self._pool.fetch(
-                "select * from history_1($1, $2, $3, $4, $5)", *ticket, session_id, before_token, limit
-            )
-        return [ContextLine(row["role"], row["text"]) for row in reversed(rows)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -13,7 +14,7 @@ from retinue_kit.streams import START, Cursor
 
 from retinue_router.domain.events import instant
 from retinue_router.ring import Ticket
-from retinue_router.workspace import contact_dir, open_beneath, tenant_lock
+from retinue_router.workspace import contact_dir, locked, open_beneath
 
 THREAD_FILE = "thread.jsonl"
 TAIL_SIZE_BYTES = 512 * 1024
@@ -23,14 +24,8 @@ PAGE_ROWS = 500
 PENDING_MAX = 10_000
 """Logs whose projection waits; more are left to their next message, which catches up."""
 
+_encoder = msgspec.json.Encoder()
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
-
-_MESSAGES = """
-select e.token, e.n, e.type, e.session_id, e.run_id, e.data, e.time from events e
-where e.tenant_id = $1 and e.log_id = $2 and e.type in ('user.message', 'assistant.message')
-  and (e.token, e.n) > ($3, $4)
-order by e.token, e.n limit $5"""
-_CONTACT = "select l.contact from logs l where l.tenant_id = $1 and l.log_id = $2"
 
 
 class Line(msgspec.Struct):
@@ -51,13 +46,13 @@ class Projector:
     def __init__(self, pool: "asyncpg.Pool", root: Path) -> None:
         self._pool = pool
         self._root = root
-        self._pending: dict[Ticket, None] = {}
+        self._pending: dict[Ticket, str] = {}
         self._wake = asyncio.Event()
 
-    async def project(self, ticket: Ticket) -> None:
-        """Ask for a log's files to be brought up to date soon."""
+    def project(self, ticket: Ticket, contact: str) -> None:
+        """Ask for a contact's file to be brought up to date soon."""
         if len(self._pending) < PENDING_MAX:
-            self._pending[ticket] = None
+            self._pending[ticket] = contact
             self._wake.set()
 
     async def project_for_ever(self) -> None:
@@ -65,53 +60,63 @@ class Projector:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._pending:
-                ticket = next(iter(self._pending))
-                del self._pending[ticket]
-                try:
-                    await self.bring_up(ticket)
-                except (RetinueError, OSError) as error:
-                    log.warning("workspace not written", log_id=ticket.log_id, detail=str(error)[:200])
+            await self.flush()
 
     async def flush(self) -> None:
-        """Do what still waits, at the end of the process."""
+        """Do what waits."""
         while self._pending:
-            ticket = next(iter(self._pending))
+            ticket, contact = next(iter(self._pending.items()))
             del self._pending[ticket]
-            await self.bring_up(ticket)
+            try:
+                await self.bring_up(ticket, contact)
+            except (RetinueError, OSError) as error:
+                log.warning("workspace not written", log_id=ticket.log_id, detail=str(error)[:200])
 
-    async def bring_up(self, ticket: Ticket) -> None:
-        """Append to a log's thread.jsonl what it lacks. The deletion of a contact takes the same lock."""
-        lock = await asyncio.to_thread(tenant_lock, self._root, ticket.tenant_id)
-        try:
-            async with postgres.as_tenant(self._pool, ticket.tenant_id) as connection:
-                contact = await connection.fetchval(_CONTACT, *ticket)
-                if not contact:
+    async def bring_up(self, ticket: Ticket, contact: str) -> None:
+        """Append to a contact's thread.jsonl what it lacks of the log.
+
+        The deletion of a contact takes the same lock after its commit: what is read here under the lock is either still
+        true, or removed by whoever waits for it.
+        """
+        async with locked(self._root, ticket.tenant_id):
+            path = contact_dir(self._root, ticket.tenant_id, contact) / THREAD_FILE
+            last = START
+            if path.exists():
+                with open_beneath(path.parent, THREAD_FILE) as file:
+                    last = _last_cursor(file)
+            while True:
+                rows = await self._rows(ticket, last)
+                if rows:
+                    last = Cursor(rows[-1]["token"], rows[-1]["n"])
+                    with open_beneath(path.parent, THREAD_FILE) as file:
+                        os.write(file, b"".join(map(_line, rows)))
+                if len(rows) < PAGE_ROWS:
                     return
-                folder = contact_dir(self._root, ticket.tenant_id, contact)
-                with open_beneath(folder, THREAD_FILE) as file:
-                    await self._append(connection, ticket, file)
-        finally:
-            os.close(lock)
 
-    async def _append(self, connection: "asyncpg.Connection", ticket: Ticket, file: int) -> None:
-        last = _last_cursor(file)
-        while True:
-            rows = await connection.fetch(_MESSAGES, *ticket, last.token, last.n, PAGE_ROWS)
-            lines = []
-            for row in rows:
-                last = Cursor(row["token"], row["n"])
-                data = msgspec.json.decode(row["data"])
-                role = "user" if row["type"] == "user.message" else "assistant"
-                line = Line(
-                    str(last), data["message_id"], role, data["text"], row["session_id"], row["run_id"],
-                    instant(row["time"]),
-                )  # fmt: skip
-                lines.append(msgspec.json.encode(line) + b"\n")
-            if lines:
-                os.write(file, b"".join(lines))
-            if len(rows) < PAGE_ROWS:
-                return
+    async def _rows(self, ticket: Ticket, after: Cursor) -> list[Any]:
+        with postgres.translating():
+            rows: list[Any] = await self._pool.fetch(
+                "select * from thread_1($1, $2, $3, $4, $5)", *ticket, after.token, after.n, PAGE_ROWS
+            )
+        return rows
+
+
+def _line(row: Any) -> bytes:
+    data = msgspec.json.decode(row["data"])
+    return (
+        _encoder.encode(
+            Line(
+                cursor=str(Cursor(row["token"], row["n"])),
+                message_id=data["message_id"],
+                role="user" if row["type"] == "user.message" else "assistant",
+                text=data["text"],
+                session_id=row["session_id"],
+                run_id=row["run_id"],
+                create_time=instant(row["time"]),
+            )
+        )
+        + b"\n"
+    )
 
 
 def _last_cursor(file: int) -> Cursor:

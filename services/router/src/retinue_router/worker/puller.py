@@ -81,16 +81,20 @@ class Puller:
         self._sweeper = sweeper
         self._blocking = blocking
         self._slots = asyncio.Semaphore(slots)
+        self._dry = False
         self._tasks: dict[asyncio.Task[None], Ticket] = {}
 
     async def pull_for_ever(self) -> None:
         """Start a task for each log taken, as long as slots are free."""
         while True:
+            if self._slots.locked():
+                self._runner.crowded = True
             await self._slots.acquire()
             taken = False
             try:
                 taken = await self._pull()
             except RetinueError as error:
+                self._dry = False
                 log.warning("no ring; looking into the log", detail=error.private)
                 await self._pull_without_ring()
                 await asyncio.sleep(SWEEP_S)
@@ -99,11 +103,15 @@ class Puller:
                     self._slots.release()
 
     async def _pull(self) -> bool:
-        ticket = await self._ring.pop(SLOT_LEASE_S)
-        if ticket is None:
+        if self._dry:
             await self._ring.wait_for_bell(self._blocking, BELL_WAIT_S)
+        popped = await self._ring.pop(SLOT_LEASE_S)
+        self._dry = popped is None or not popped.more
+        # As long as slots are free here, whatever waits is taken at once: nobody needs to make room.
+        self._runner.crowded = not self._dry
+        if popped is None:
             return False
-        self._start(ticket)
+        self._start(popped.ticket)
         return True
 
     async def _pull_without_ring(self) -> None:

@@ -50,6 +50,8 @@ class Runner:
         self._boot = boot
         self._numbers = itertools.count(1)
         self.draining = False
+        self.crowded = False
+        """Whether others may wait in the ring: then a log is given back after each run, whoever is next."""
 
     async def work(self, ticket: Ticket) -> None:
         """Take a log and execute what is due in it; nothing happens if somebody else holds it."""
@@ -74,7 +76,6 @@ class Runner:
         parts = self._parts
         if not held.run_id:
             await Teller(parts.bus, ticket, held, _always).open()
-            await parts.projector.project(ticket)
             if held.ring:
                 await self._ring(ticket)
             return None, 0.0
@@ -98,13 +99,12 @@ class Runner:
     async def _attempt(self, ticket: Ticket, holder: str, held: Held, lease: Lease) -> tuple[Held | None, float]:
         parts = self._parts
         teller = Teller(parts.bus, ticket, held, lambda: parts.keeper.confirm(lease))
-        await teller.open()
         attempt = Attempt(
             ticket, held, lease, teller, parts.keeper, parts.store, parts.ring, parts.policy, parts.directory,
             parts.runtimes, parts.clock,
         )  # fmt: skip
         outcome = await attempt.run()
-        await teller.settle()
+        await teller.freeze()
         if outcome.parked:
             if outcome.ring:
                 await self._ring(ticket)
@@ -118,7 +118,8 @@ class Runner:
             await self._ring(Ticket(ticket.tenant_id, ended.told))
         if ended.ring:
             await self._ring(ticket)
-        await parts.projector.project(ticket)
+        if held.kind == "chat":
+            parts.projector.project(ticket, held.contact)
         log.info("run ended", run_id=held.run_id, state=ended.state, attempt=held.attempt)
         return ended.next, asked_at
 
@@ -158,6 +159,8 @@ class Runner:
         raise RetinueError.unavailable("postgres", private="the end of a run could not be committed")
 
     async def _others_wait(self) -> bool:
+        if not self.crowded:
+            return False
         try:
             return await self._parts.ring.waiting()
         except RetinueError:

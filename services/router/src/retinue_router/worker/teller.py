@@ -14,6 +14,10 @@ from retinue_router.domain.events import instant, render
 from retinue_router.ring import Ticket
 from retinue_router.worker.leases import Held
 
+FLUSH_GAP_S = 0.004
+"""Deltas that come within this after others are told together: a reader sees no difference, the bus has a third of the
+work. The first is never held back."""
+
 EVENTS_BEFORE_SLOWING = 5_000
 """After so many events of one attempt they are gathered for longer, so that a chatty runtime cannot fill the stream."""
 
@@ -39,38 +43,41 @@ class Teller:
         self._confirm = confirm
         self._n = held.events[-1].cursor.n if held.events else 0
         self._prev = held.events[-1].cursor if held.events else held.prev
-        self._pending: list[tuple[str, dict[str, Any]]] = []
+        self._pending: list[tuple[str, dict[str, Any], bool]] = []
         self._flushing: asyncio.Task[None] | None = None
+        self._gap: asyncio.Future[None] | None = None
+        self._next_flush = 0.0
+        self._opened = False
+        self._paused = False
+        self._frozen: list[Entry] = []
         self._unrecorded: list[dict[str, object]] = []
         self._refused = False
 
     async def open(self) -> None:
-        """Open the bus for this attempt: the mark, and what the claim made a fact."""
-        mark = Entry(Cursor(self._held.token, 0), Kind.MARK, self._held.prev, "", "", b"")
-        await self._append([mark, *self._held.events], Opening.CLAIM)
+        """Tell the mark and what the claim made a fact, where nothing else will be told."""
+        self._start_flush()
+        await self.settle()
 
-    def tell(self, type_: str, data: dict[str, Any]) -> None:
-        """Tell something tentative soon; texts that follow one another are joined while the bus is busy."""
+    def tell(self, type_: str, data: dict[str, Any], *, recorded: bool = False) -> None:
+        """Tell something soon; texts that follow one another are joined while the bus is busy.
+
+        What is `recorded` will be written by the next commit under the same cursor; all else is tentative.
+        """
         if self._pending and self._joined(type_, data):
             return
-        self._pending.append((type_, data))
+        self._pending.append((type_, data, recorded))
+        self._start_flush()
+
+    def _start_flush(self) -> None:
         if self._flushing is None:
             self._flushing = asyncio.create_task(self._flush())
 
     def _joined(self, type_: str, data: dict[str, Any]) -> bool:
-        last_type, last = self._pending[-1]
+        last_type, last, _ = self._pending[-1]
         if type_ != last_type or type_ not in ("assistant.delta", "reasoning.delta") or "replace" in data:
             return False
         last["text"] += data["text"]
         return True
-
-    async def note(self, type_: str, data: dict[str, Any]) -> None:
-        """Tell something at once that the next commit will record under the same cursor."""
-        await self.settle()
-        now = datetime.now(UTC)
-        self._n += 1
-        self.record(type_, data, self._n, now)
-        await self._append([self._entry(self._n, type_, data, instant(now))], Opening.NO)
 
     def record(self, type_: str, data: dict[str, Any], n: int, time: datetime | None = None) -> None:
         """Put an event into the next commit."""
@@ -97,14 +104,32 @@ class Teller:
     async def settle(self) -> None:
         """Wait until all that was told so far is on the bus."""
         while self._flushing is not None:
+            self._hurry()
             await self._flushing
+
+    async def freeze(self) -> None:
+        """Number what was told so far, so that a commit can number its facts behind it.
+
+        What is not on its way yet is told together with the facts: one call to the bus less in each turn.
+        """
+        self._paused = True
+        if self._flushing is not None:
+            self._hurry()
+            await self._flushing
+        self._paused = False
+        self._number()
 
     async def publish(self, entries: list[Entry]) -> None:
         """Publish what a commit made facts; repeats of what was told before are ignored."""
         self._unrecorded.clear()
         if entries:
             self._prev = entries[-1].cursor
-            await self._append(entries, Opening.COMMITTED)
+            batch = [*self._take_frozen(), *entries]
+            await self._append(batch, Opening.CLAIM if batch[0].kind is Kind.MARK else Opening.COMMITTED)
+
+    def _hurry(self) -> None:
+        if self._gap is not None and not self._gap.done():
+            self._gap.set_result(None)
 
     def _entry(self, n: int, type_: str, data: dict[str, Any], time: str) -> Entry:
         cursor = Cursor(self._held.token, n)
@@ -112,21 +137,45 @@ class Teller:
         return Entry(cursor, Kind.TENTATIVE, None, self._held.run_id, type_, json)
 
     async def _flush(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            while self._pending:
-                if self._n > EVENTS_BEFORE_SLOWING:
-                    await asyncio.sleep(SLOW_FLUSH_S)
-                batch, self._pending = self._pending, []
-                time = instant(datetime.now(UTC))
-                entries = []
-                for type_, data in batch:
-                    self._n += 1
-                    entries.append(self._entry(self._n, type_, data, time))
-                await self._append(entries, Opening.NO)
+            while not self._paused and (self._frozen or self._pending or not self._opened):
+                if self._opened and loop.time() < self._next_flush:
+                    self._gap = loop.create_future()
+                    timer = loop.call_at(self._next_flush, _wake, self._gap)
+                    await self._gap
+                    timer.cancel()
+                    if self._paused:
+                        return
+                self._number()
+                entries = self._take_frozen()
+                if entries[-1].type == "assistant.delta":
+                    slow = self._n > EVENTS_BEFORE_SLOWING
+                    self._next_flush = loop.time() + (SLOW_FLUSH_S if slow else FLUSH_GAP_S)
+                await self._append(entries, Opening.CLAIM if entries[0].kind is Kind.MARK else Opening.NO)
         except RetinueError as error:
             log.info("events not told", detail=error.private)
         finally:
             self._flushing = None
+
+    def _number(self) -> None:
+        """Give cursors to what waits. The mark and the claim's facts come first in an attempt."""
+        if not self._opened:
+            self._opened = True
+            mark = Entry(Cursor(self._held.token, 0), Kind.MARK, self._held.prev, "", "", b"")
+            self._frozen += [mark, *self._held.events]
+        pending, self._pending = self._pending, []
+        now = datetime.now(UTC)
+        time = instant(now)
+        for type_, data, recorded in pending:
+            self._n += 1
+            if recorded:
+                self.record(type_, data, self._n, now)
+            self._frozen.append(self._entry(self._n, type_, data, time))
+
+    def _take_frozen(self) -> list[Entry]:
+        frozen, self._frozen = self._frozen, []
+        return frozen
 
     async def _append(self, entries: list[Entry], opening: Opening) -> None:
         """Append, and follow up on a refusal. A lost lease is remembered; the commit will say so with certainty."""
@@ -148,3 +197,8 @@ class Teller:
             await self._bus.append(self._key, [mark, *entries], opening=Opening.CLAIM, keep_token=0)
         except RetinueError as error:
             log.warning("bus does not answer; the log has it", detail=error.private)
+
+
+def _wake(gap: "asyncio.Future[None]") -> None:
+    if not gap.done():
+        gap.set_result(None)

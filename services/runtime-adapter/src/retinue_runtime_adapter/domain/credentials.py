@@ -36,13 +36,16 @@ class Credentials:
                 return place
         return min(range(count), key=lambda place: self._rests[place].until)
 
-    def refused(self, place: int, now: float) -> bool:
-        """Let a key rest, twice as long each time in a row. Answers whether another one is ready."""
+    def refused(self, place: int, now: float) -> None:
+        """Let a key rest, twice as long each time in a row."""
         rest = self._rests[place]
         if rest.until <= now:  # several calls with one key may be refused at once; that is one refusal
             rest.until = now + rest.next_s
             rest.next_s = min(rest.next_s * 2, COOLDOWN_MAX_S)
-        return any(other.until <= now for other in self._rests)
+
+    def ready(self, now: float) -> bool:
+        """Whether a key is not resting."""
+        return any(rest.until <= now for rest in self._rests)
 
     def accepted(self, place: int) -> None:
         """Forget a key's refusals."""

@@ -26,12 +26,15 @@ _CREDENTIAL = {Reason.MODEL_AUTH, Reason.MODEL_RATE_LIMITED, Reason.MODEL_QUOTA}
 """The credential's own trouble: another one of the same provider may serve."""
 
 _OVERFLOW = re.compile(
-    r"context[_ ](length|window|size)|maximum context|too many tokens|(prompt|input) is too long|reduce the length", re.I
+    r"context[_ ](length|window|size)|maximum context|too many tokens|(prompt|input) is too long|reduce the length",
+    re.I,
 )
 _ROLE_ORDER = re.compile(
     r"roles? must alternate|alternate between|role[_ ]order|incorrect role|after the optional system message", re.I
 )
-_QUOTA = re.compile(r"insufficient[_ ]quota|exceeded your current quota|credit balance|insufficient (credits|balance)", re.I)
+_QUOTA = re.compile(
+    r"insufficient[_ ]quota|exceeded your current quota|credit balance|insufficient (credits|balance)", re.I
+)
 _SECRET = re.compile(r"\b(?:sk|pk|key)[-_][\w*.\-]{6,}|\bBearer\s+\S+", re.I)
 
 _SENTENCES = {
@@ -47,7 +50,7 @@ _SENTENCES = {
 }
 
 
-class Trouble(Exception):
+class Trouble(Exception):  # noqa: N818 - it is no error of this program
     """A model call, or a whole attempt, that did not go well."""
 
     def __init__(

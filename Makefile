@@ -1,0 +1,65 @@
+# Needs Python 3.11 or newer, make and a shell. Everything else is fetched into .venv and .build on first use.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help up test check gen fmt bench release-contract clean prepare
+
+PORT ?= 8080
+STATE_DIR ?= .retinue
+ARGS ?=
+
+# The Python that .venv was made with comes first, so that it stays what it is.
+PYTHONS := .venv/bin/python python3.11 python3.12 python3.13 python3.14 python3
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in $(PYTHONS); do "$$p" -c '$(NEW_ENOUGH)' 2>/dev/null && echo "$$p" && break; done)
+BIN := .venv/bin
+# Above four, the databases of the tests' own wait for one another's disk.
+TEST_PROCESSES_MAX := 4
+FAST := $(wildcard tests/tidy tests/unit tests/contract tests/integration)
+WHOLE := $(wildcard tests/e2e tests/chaos)
+# buf keeps a cache, and the home folder may not be writable.
+export BUF_CACHE_DIR := $(CURDIR)/.build/buf
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+
+up: prepare ## start the mesh and talk to it; PORT, STATE_DIR, RUNTIMES and RETINUE_MODEL… hold
+	@exec $(BIN)/retinue up --port "$(PORT)" --state-dir "$(STATE_DIR)" $(ARGS)
+
+test: prepare ## run every test; ARGS="tests/unit -k lease" runs those alone
+ifneq ($(strip $(ARGS)),)
+	@$(BIN)/python -m pytest $(ARGS)
+else
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses $(TEST_PROCESSES_MAX) $(FAST)
+	@$(if $(WHOLE),$(BIN)/python -m pytest $(WHOLE))
+endif
+
+check: prepare ## look without running: format, lint, types, import directions, the contract, what is generated
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy $(wildcard libs/*/src services/*/src gateway/src deploy/local/src deploy/local/prepare.py proto/generate.py)
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code proto
+	$(BIN)/buf breaking proto --against proto/released.binpb
+	$(BIN)/python proto/generate.py --check
+
+gen: prepare ## render the contract again: stubs, Envoy's descriptors, OpenAPI
+	@$(BIN)/python proto/generate.py
+
+fmt: prepare ## format everything in place
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format . && $(BIN)/buf format --write proto
+
+bench: prepare ## measure the mesh against the bare model; prints a table, writes bench-results.json
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+release-contract: prepare ## make the contract as it is the one that later changes must not break
+	@$(BIN)/buf build proto --exclude-source-info --output proto/released.binpb
+
+clean: ## remove what was built and fetched; the state folder stays
+	@rm -rf .venv .build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache bench-results.json
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+prepare:
+	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c '$(NEW_ENOUGH)' 2>/dev/null; then \
+	  echo "error: Python 3.11 or newer is needed; name yours with: make PYTHON=/path/to/python3" >&2; exit 2; fi
+	@"$(PYTHON)" deploy/local/prepare.py

@@ -1,0 +1,209 @@
+"""The processes of the local deployment, as data: what each runs, needs, listens on, and how it tells of its health."""
+
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from retinue_local import envoy, health, postgres, redis
+from retinue_local.health import Check
+from retinue_local.model_choice import ModelChoice
+from retinue_local.options import Options
+from retinue_local.paths import Paths
+from retinue_local.postgres import Home
+from retinue_local.spawning import Account
+
+SERVICES = ("directory", "policy", "portability", "sandbox", "runtime-adapter", "router")
+_STORES = ("postgres", "redis")
+_INHERITED = ("PATH", "LANG", "HOME", "TMPDIR", "TZ", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+_SECRET = "RETINUE_MODEL_API_KEY"
+
+EDGE_STAGE, WORK_STAGE, SERVICE_STAGE, STORE_STAGE = range(4)
+"""The order of the end: who lets work in, who does it, who is asked, who keeps it."""
+
+
+async def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One process."""
+
+    name: str
+    address: str
+    check: Check
+    command: tuple[str, ...] = ()
+    """A program and its arguments, or the arguments of a Python module."""
+    module: str = ""
+    environ: Mapping[str, str] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    """Processes that must serve before this one starts for the first time."""
+    stage: int = SERVICE_STAGE
+    account: Account | None = None
+    stop_signal: signal.Signals = signal.SIGTERM
+    death_signal: signal.Signals = signal.SIGKILL
+    """What it gets if the supervisor is gone."""
+    prepare: Callable[[], Awaitable[None]] = _nothing
+    """Before each start."""
+    settle: Callable[[], Awaitable[None]] = _nothing
+    """Once it serves, before it counts as ready."""
+    drain: Callable[[], Awaitable[None]] = _nothing
+    """Before it is told to stop."""
+
+    async def close(self) -> None:
+        """Let go of what the check holds open."""
+        if isinstance(self.check, health.ByGrpc | health.ByPostgres):
+            await self.check.close()
+
+
+class Ground(NamedTuple):
+    """What the plan is made from."""
+
+    options: Options
+    paths: Paths
+    home: Home
+    model: ModelChoice
+    edge_port: int
+    model_port: int
+
+
+def make(ground: Ground) -> list[Plan]:
+    """List the processes."""
+    plans = [_postgres(ground), _redis(ground)]
+    if ground.model.is_offline:
+        plans.append(_model(ground))
+    # Neighbours are called when they are needed; only stores, and their tables, have to be there from the start.
+    needs = {"directory": _STORES[:1], "router": _STORES}
+    for name in SERVICES:
+        plans.append(_service(ground, name, f"retinue_{name.replace('-', '_')}", needs.get(name, ())))
+    plans.append(_service(ground, "gateway", "retinue_gateway", _STORES, WORK_STAGE))
+    for number in range(1, ground.options.workers + 1):
+        plans.append(_service(ground, f"worker-{number}", "retinue_router.worker", ("router",), WORK_STAGE))
+    plans.append(_envoy(ground))
+    return plans
+
+
+def edge_address(ground: Ground) -> str:
+    """Where clients come in."""
+    scheme = "https" if ground.options.tls_cert else "http"
+    host = f"[{ground.options.host}]" if ":" in ground.options.host else ground.options.host
+    return f"{scheme}://{host}:{ground.edge_port}"
+
+
+def basic_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """Keep of the caller's environment what any process needs; nobody's secrets."""
+    return {"LANG": "C.UTF-8", **{name: environ[name] for name in _INHERITED if name in environ}}
+
+
+def service_environ(ground: Ground, name: str) -> dict[str, str]:
+    """Tell a service where its neighbours are, and pass on what the operator has set."""
+    caller, folders = ground.options.environ, ground.paths
+    kind = name.partition("-")[0] if name.startswith("worker-") else name
+    environ = basic_environ(caller)
+    environ |= {k: v for k, v in caller.items() if k.startswith(("RETINUE_", "OTEL_")) and k != _SECRET}
+    for neighbour in SERVICES:
+        environ[f"RETINUE_{neighbour.upper().replace('-', '_')}_ADDRESS"] = folders.address(neighbour)
+    environ |= {
+        "RETINUE_ADDRESS": folders.address(name),
+        "RETINUE_REDIS_URL": f"unix://{folders.socket('redis')}",
+        "RETINUE_WORKSPACES_DIR": str(folders.workspaces),
+        "RETINUE_TRACE_DIR": str(folders.traces),
+        "RETINUE_RUNTIMES": ground.options.runtimes,
+        # Ten small processes: arenas for many threads would only hold memory back.
+        "MALLOC_ARENA_MAX": "2",
+    }
+    if ground.model.base_url != "file":
+        environ["RETINUE_MODEL_BASE_URL"] = ground.model.base_url or f"http://127.0.0.1:{ground.model_port}/v1"
+        environ["RETINUE_MODEL"] = ground.model.model
+    if kind == "runtime-adapter":
+        environ |= {k: v for k, v in caller.items() if k.lower() in _PROXIES}
+        if ground.model.api_key:
+            environ[_SECRET] = ground.model.api_key
+    if kind in ("directory", "router"):  # each keeps its own schema up to date
+        environ["RETINUE_MIGRATE_DSN"] = ground.home.dsn(postgres.SUPERUSER)
+    if kind == "directory":
+        environ["RETINUE_POSTGRES_DSN"] = ground.home.dsn("retinue_directory")
+    if kind in ("router", "worker"):
+        environ["RETINUE_POSTGRES_DSN"] = ground.home.dsn("retinue_router")
+        environ["RETINUE_SWEEP_DSN"] = ground.home.dsn("retinue_sweep")
+    if kind == "gateway":
+        environ["RETINUE_ASGI_SOCKET"] = str(folders.socket("gateway-asgi"))
+    return environ
+
+
+def _service(ground: Ground, name: str, module: str, needs: tuple[str, ...], stage: int = SERVICE_STAGE) -> Plan:
+    return Plan(
+        name=name,
+        address=ground.paths.address(name),
+        check=health.ByGrpc(ground.paths.socket(name)),
+        module=module,
+        environ=service_environ(ground, name),
+        needs=needs,
+        stage=stage,
+    )
+
+
+def _model(ground: Ground) -> Plan:
+    address = f"http://127.0.0.1:{ground.model_port}"
+    return Plan(
+        name="model",
+        address=address,
+        check=health.by_http(f"{address}/health"),
+        module="retinue_local.offline_model",
+        command=("--port", str(ground.model_port)),
+        environ=basic_environ(ground.options.environ),
+    )
+
+
+def _postgres(ground: Ground) -> Plan:
+    home = ground.home
+    return Plan(
+        name="postgres",
+        address=f"unix:{home.sockets}/.s.PGSQL.5432",
+        check=health.ByPostgres(home.dsn(postgres.SUPERUSER, "postgres")),
+        command=tuple(home.command()),
+        environ={"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"},
+        stage=STORE_STAGE,
+        account=home.account,
+        stop_signal=signal.SIGINT,
+        death_signal=signal.SIGINT,
+        prepare=partial(postgres.prepare, home),
+        settle=partial(postgres.make_database, home),
+    )
+
+
+def _redis(ground: Ground) -> Plan:
+    socket = ground.paths.socket("redis")
+    return Plan(
+        name="redis",
+        address=f"unix:{socket}",
+        check=health.by_redis(socket),
+        command=tuple(redis.command(socket)),
+        environ={"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"},
+        stage=STORE_STAGE,
+    )
+
+
+def _envoy(ground: Ground) -> Plan:
+    admin = ground.paths.socket("envoy-admin")
+    return Plan(
+        name="envoy",
+        address=edge_address(ground),
+        check=health.by_http("http://admin/ready", admin),
+        command=tuple(envoy.command(ground.paths)),
+        environ={"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"},
+        # It fetches the keys when it starts; without a gateway it would begin by refusing everybody.
+        needs=("gateway", "directory"),
+        stage=EDGE_STAGE,
+        prepare=partial(envoy.prepare, ground.options, ground.paths, ground.edge_port),
+        drain=partial(envoy.drain, admin),
+    )
+
+
+def log_file(folders: Paths, name: str) -> Path:
+    """Name a process' log."""
+    return folders.logs / f"{name}.log"

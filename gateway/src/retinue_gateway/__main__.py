@@ -1,0 +1,94 @@
+"""How the gateway is assembled: gRPC for Envoy's transcoder and gRPC callers, ASGI for the rest, in one loop."""
+
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from functools import partial
+
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from retinue.edge.v1 import edge_service_pb2, edge_service_pb2_grpc
+from retinue_kit import process, streams
+from retinue_kit.client import Peer
+from retinue_kit.clock import SystemClock
+from retinue_kit.server import Service
+from retinue_kit.streams import Bus
+from retinue_kit.watching import Subscriber
+
+from retinue_gateway.asgi import App
+from retinue_gateway.collector import Collector
+from retinue_gateway.config import Settings
+from retinue_gateway.credentials import Credentials
+from retinue_gateway.documents import Documents, KeySet
+from retinue_gateway.edge import Edge
+from retinue_gateway.events import Attendance, Events, Tick
+from retinue_gateway.listener import Listener
+from retinue_gateway.openai_api import OpenAi
+from retinue_gateway.operations import Operations
+from retinue_gateway.readiness import Readiness, healthz
+from retinue_gateway.service import EdgeServicer
+from retinue_gateway.ws import Sockets
+
+EDGE = edge_service_pb2.DESCRIPTOR.services_by_name["EdgeService"].full_name
+TRACES = trace_service_pb2.DESCRIPTOR.services_by_name["TraceService"].full_name
+
+
+async def assemble(settings: Settings, stack: AsyncExitStack) -> Edge:
+    """Connect, start the loops, build both servers."""
+    clock = SystemClock()
+    peers = {name: Peer(name, address) for name, address in _addresses(settings).items() if address}
+    for peer in peers.values():
+        stack.push_async_callback(peer.close)
+    router, directory = peers["router"], peers["directory"]
+    redis = streams.connect(settings.redis_url)
+    blocking = streams.connect(settings.redis_url, blocking=True)
+    stack.push_async_callback(redis.aclose)
+    stack.push_async_callback(blocking.aclose)
+
+    subscriber = await stack.enter_async_context(Subscriber(blocking, Bus(redis), Tick(router)))
+    credentials = Credentials(directory, clock)
+    attendance = Attendance(credentials, clock)
+    events = Events(router, subscriber, attendance, clock)
+    operations = Operations(router)
+    collector = Collector(settings.trace_dir, os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""))
+    stack.push_async_callback(collector.close)
+
+    probes = {name: peer.check for name, peer in peers.items()}
+    readiness = Readiness({**probes, "postgres": partial(router.check, "postgres"), "redis": redis.ping}, clock)
+    documents, keys = Documents(), KeySet(directory, clock)
+    runtimes = [name.strip() for name in settings.runtimes.split(",") if name.strip()]
+    openai = OpenAi(operations, events, credentials, runtimes)
+    app = App(
+        {
+            ("GET", "/healthz"): healthz,
+            ("GET", "/readyz"): readiness.readyz,
+            ("GET", "/openapi.json"): documents.openapi,
+            ("GET", "/docs"): documents.page,
+            ("GET", "/.well-known/jwks.json"): keys.jwks,
+            ("GET", "/v1/models"): openai.models,
+            ("POST", "/v1/chat/completions"): openai.complete,
+        },
+        {"/v1/ws": Sockets(operations, events, credentials).serve},
+    )
+    for loop in (credentials.refresh_for_ever(), attendance.look_for_ever(), collector.work_for_ever()):
+        stack.callback(asyncio.create_task(loop).cancel)
+    servicer = EdgeServicer(operations, events)
+    services = [
+        Service(edge_service_pb2_grpc.add_EdgeServiceServicer_to_server, servicer, EDGE),
+        Service(trace_service_pb2_grpc.add_TraceServiceServicer_to_server, collector, TRACES),
+    ]
+    return Edge(settings.address, services, credentials, attendance, Listener(app, settings.asgi_socket))
+
+
+def _addresses(settings: Settings) -> dict[str, str]:
+    return {
+        "router": settings.router_address,
+        "directory": settings.directory_address,
+        "policy": settings.policy_address,
+        "runtime-adapter": settings.runtime_adapter_address,
+        "portability": settings.portability_address,
+        "sandbox": settings.sandbox_address,
+    }
+
+
+if __name__ == "__main__":
+    process.main("gateway", Settings, assemble)

@@ -1,0 +1,49 @@
+"""Both servers of the edge as one: they start together and drain together."""
+
+from collections.abc import Mapping, Sequence
+
+from retinue_kit.server import Server, Service
+
+from retinue_gateway.credentials import Credentials
+from retinue_gateway.events import Attendance
+from retinue_gateway.listener import Listener
+
+END_MARGIN_S = 1.0
+"""Kept of the grace for telling those who are still there that it is over."""
+
+
+class Edge(Server):
+    """The gRPC server of the public API, with the ASGI listener beside it.
+
+    Its health tells of this process alone: with a dependency away it still answers, with an error that says so, where
+    a balancer that took it out would leave clients with nothing. /readyz tells of the dependencies.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        services: Sequence[Service],
+        credentials: Credentials,
+        attendance: Attendance,
+        listener: Listener,
+    ) -> None:
+        def gate(method: str, metadata: Mapping[str, str]) -> None:
+            credentials.admit(metadata)
+
+        super().__init__(address, services, gate=gate)
+        self._credentials = credentials
+        self._attendance = attendance
+        self._listener = listener
+
+    async def start(self) -> int:
+        """Learn what is revoked, then listen on both."""
+        await self._credentials.refresh()
+        await self._listener.start()
+        return await super().start()
+
+    async def drain(self, grace_s: float) -> None:
+        """End what has no end of its own, let runs that are told finish within the grace, then stop."""
+        self._steps.draining = True
+        await self._attendance.drain(max(0.0, grace_s - END_MARGIN_S))
+        await self._listener.stop()
+        await super().drain(END_MARGIN_S)

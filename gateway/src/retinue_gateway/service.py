@@ -1,0 +1,231 @@
+"""The public API on the wire: decode, one operation, encode; streams of events as server-sent events."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import grpc
+from google.api import httpbody_pb2
+from retinue.edge.v1 import approval_pb2, contact_pb2, edge_service_pb2, edge_service_pb2_grpc
+from retinue.router.v1 import run_pb2
+from retinue_kit.errors import RetinueError
+from retinue_kit.server import text_metadata
+from retinue_kit.streams import Cursor
+
+from retinue_gateway import encode, fields, sse
+from retinue_gateway.credentials import Caller, read_caller
+from retinue_gateway.events import TERMINAL, Events
+from retinue_gateway.operations import MessageRequest, Operations
+
+KEY = "idempotency-key"
+LAST_EVENT_ID = "last-event-id"
+REPLAY_HEADER = ("idempotent-replay", "true")
+
+WAIT_DEFAULT_S = 30
+WAIT_LOOK_S = 5.0
+"""While a call waits for a run, the row is looked at this often: a queued run that is cancelled is over at once, but
+its event is written only when the log's holder is done with another run."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def _caller(context: Context) -> Caller:
+    """Read who calls; the gate has let them in."""
+    return read_caller(text_metadata(context))
+
+
+def _key(context: Context) -> str:
+    """Read the idempotency key; empty if there is none. Raises RetinueError(FIELD_INVALID)."""
+    key = text_metadata(context).get(KEY)
+    if key == "":
+        raise RetinueError.field(fields.KEY_FIELD, "must not be empty.")
+    return fields.check_key(key or "")
+
+
+def _after(request: Any, context: Context) -> Cursor | None:
+    """Read the cursor to begin after; None if there is none. Raises RetinueError(CURSOR_INVALID)."""
+    after = text_metadata(context).get(LAST_EVENT_ID) or request.after
+    return Cursor.parse(after) if after else None
+
+
+def _body(data: bytes) -> httpbody_pb2.HttpBody:
+    return httpbody_pb2.HttpBody(content_type=sse.CONTENT_TYPE, data=data)
+
+
+class EdgeServicer(edge_service_pb2_grpc.EdgeServiceServicer):
+    """Serves retinue.edge.v1.EdgeService."""
+
+    def __init__(self, operations: Operations, events: Events) -> None:
+        self._operations = operations
+        self._events = events
+
+    async def SendMessage(
+        self, request: edge_service_pb2.SendMessageRequest, context: Context
+    ) -> edge_service_pb2.SendMessageResponse:
+        run, replayed = await self._operations.send(request, _caller(context), _key(context))
+        if replayed:
+            await context.send_initial_metadata((REPLAY_HEADER,))
+        return edge_service_pb2.SendMessageResponse(run=encode.run(run))
+
+    async def StreamMessage(
+        self, request: edge_service_pb2.StreamMessageRequest, context: Context
+    ) -> AsyncIterator[httpbody_pb2.HttpBody]:
+        run, replayed = await self._send(request, context)
+        yield _body(sse.queued(run))
+        after = Cursor.parse(run.after_cursor or "0-0")
+        known = None if replayed else after
+        async for body in self._tell_run(_caller(context), run, after, known):
+            yield body
+
+    async def _send(self, request: MessageRequest, context: Context) -> tuple[run_pb2.Run, bool]:
+        run, replayed = await self._operations.send(request, _caller(context), _key(context))
+        await context.send_initial_metadata((*sse.HEADERS, REPLAY_HEADER) if replayed else sse.HEADERS)
+        return run, replayed
+
+    async def WatchContact(
+        self, request: edge_service_pb2.WatchContactRequest, context: Context
+    ) -> AsyncIterator[httpbody_pb2.HttpBody]:
+        caller = _caller(context)
+        fields.check_contact(request.contact)
+        after = _after(request, context)
+        log_id, last = await self._events.find_log(caller.tenant_id, request.contact)
+        await context.send_initial_metadata(sse.HEADERS)
+        yield _body(sse.KEEP_ALIVE)  # headers leave with the first message
+        try:
+            with await self._events.open(caller, log_id, after or last, known=last, lasting=True) as stream:
+                while True:
+                    entries = await stream.next()
+                    yield _body(sse.frames(entries) or sse.KEEP_ALIVE)
+        except Exception as error:
+            yield _body(sse.failure(encode.error(error)))
+
+    async def WatchRun(
+        self, request: edge_service_pb2.WatchRunRequest, context: Context
+    ) -> AsyncIterator[httpbody_pb2.HttpBody]:
+        caller = _caller(context)
+        after = _after(request, context)
+        run = await self._operations.find_run(request.run, caller)
+        start = Cursor.parse(run.after_cursor or "0-0")
+        ended = None
+        if after is not None and after > start:
+            start = after
+            if encode.is_over(run):
+                ended = await self._events.terminal_cursor(run)
+        await context.send_initial_metadata(sse.HEADERS)
+        yield _body(sse.KEEP_ALIVE)
+        if ended is None or ended > start:
+            async for body in self._tell_run(caller, run, start, None):
+                yield body
+
+    async def _tell_run(
+        self, caller: Caller, run: run_pb2.Run, after: Cursor, known: Cursor | None
+    ) -> AsyncIterator[httpbody_pb2.HttpBody]:
+        """Tell a run's events to its terminal one; an error is told, too, and ends the stream."""
+        try:
+            with await self._events.open(caller, run.log_id, after, known=known) as stream:
+                over = False
+                while not over:
+                    entries = await stream.next()
+                    data = sse.KEEP_ALIVE if not entries else b""
+                    for entry in entries:
+                        if entry.run_id == run.run_id and not over:
+                            data += sse.frame(entry)
+                            over = entry.type in TERMINAL
+                    if data:
+                        yield _body(data)
+        except Exception as error:
+            yield _body(sse.failure(encode.error(error)))
+
+    async def WaitRun(
+        self, request: edge_service_pb2.WaitRunRequest, context: Context
+    ) -> edge_service_pb2.WaitRunResponse:
+        caller = _caller(context)
+        timeout_s = request.timeout_s if request.HasField("timeout_s") else WAIT_DEFAULT_S
+        run = await self._operations.find_run(request.run, caller)
+        if timeout_s and not encode.is_over(run):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    run = await self._wait(caller, run)
+                    return edge_service_pb2.WaitRunResponse(run=encode.run(run))
+            run = await self._operations.find_run(request.run, caller)
+        return edge_service_pb2.WaitRunResponse(run=encode.run(run))
+
+    async def _wait(self, caller: Caller, run: run_pb2.Run) -> run_pb2.Run:
+        """Wait until a run is over; answers it as it is then."""
+        after = Cursor.parse(run.after_cursor or "0-0")
+        with await self._events.open(caller, run.log_id, after) as stream:
+            while not encode.is_over(run):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(WAIT_LOOK_S):
+                        await stream.hear_end(run.run_id)
+                run = await self._operations.find_run(run.run_id, caller)
+        return run
+
+    async def ListContacts(
+        self, request: contact_pb2.ListContactsRequest, context: Context
+    ) -> contact_pb2.ListContactsResponse:
+        return await self._operations.list_contacts(request, _caller(context))
+
+    async def GetContact(
+        self, request: contact_pb2.GetContactRequest, context: Context
+    ) -> contact_pb2.GetContactResponse:
+        contact = await self._operations.get_contact(request, _caller(context))
+        return contact_pb2.GetContactResponse(contact=contact)
+
+    async def UpdateContact(
+        self, request: contact_pb2.UpdateContactRequest, context: Context
+    ) -> contact_pb2.UpdateContactResponse:
+        contact = await self._operations.update_contact(request, _caller(context))
+        return contact_pb2.UpdateContactResponse(contact=contact)
+
+    async def DeleteContact(
+        self, request: contact_pb2.DeleteContactRequest, context: Context
+    ) -> contact_pb2.DeleteContactResponse:
+        await self._operations.delete_contact(request, _caller(context))
+        return contact_pb2.DeleteContactResponse()
+
+    async def ResetContact(
+        self, request: contact_pb2.ResetContactRequest, context: Context
+    ) -> contact_pb2.ResetContactResponse:
+        session_id = await self._operations.reset_contact(request, _caller(context))
+        return contact_pb2.ResetContactResponse(session_id=session_id)
+
+    async def ListMessages(
+        self, request: contact_pb2.ListMessagesRequest, context: Context
+    ) -> contact_pb2.ListMessagesResponse:
+        return await self._operations.list_messages(request, _caller(context))
+
+    async def ListRuns(
+        self, request: edge_service_pb2.ListRunsRequest, context: Context
+    ) -> edge_service_pb2.ListRunsResponse:
+        return await self._operations.list_runs(request, _caller(context))
+
+    async def GetRun(
+        self, request: edge_service_pb2.GetRunRequest, context: Context
+    ) -> edge_service_pb2.GetRunResponse:
+        return edge_service_pb2.GetRunResponse(run=await self._operations.get_run(request, _caller(context)))
+
+    async def CancelRun(
+        self, request: edge_service_pb2.CancelRunRequest, context: Context
+    ) -> edge_service_pb2.CancelRunResponse:
+        return edge_service_pb2.CancelRunResponse(run=await self._operations.cancel_run(request, _caller(context)))
+
+    async def ListApprovals(
+        self, request: approval_pb2.ListApprovalsRequest, context: Context
+    ) -> approval_pb2.ListApprovalsResponse:
+        return await self._operations.list_approvals(request, _caller(context))
+
+    async def DecideApproval(
+        self, request: approval_pb2.DecideApprovalRequest, context: Context
+    ) -> approval_pb2.DecideApprovalResponse:
+        approval = await self._operations.decide_approval(request, _caller(context))
+        return approval_pb2.DecideApprovalResponse(approval=approval)
+
+    async def CreateTask(
+        self, request: edge_service_pb2.CreateTaskRequest, context: Context
+    ) -> edge_service_pb2.CreateTaskResponse:
+        run, replayed = await self._operations.create_task(request, _caller(context), _key(context))
+        if replayed:
+            await context.send_initial_metadata((REPLAY_HEADER,))
+        return edge_service_pb2.CreateTaskResponse(run=encode.run(run))

@@ -1,0 +1,45 @@
+"""The command's entry: its subcommands, and how each way to fail is told."""
+
+import sys
+
+import typer
+
+from retinue_cli.commands import chat, doctor, down, status, tenants, token, trace, up
+from retinue_cli.failures import EXIT_FAILED, CommandError
+
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="retinue", help="A private agent for each of your users, one mesh to serve them all.", add_completion=False
+)
+for command in (
+    *(up.up, down.down, status.status, token.token, token.revoke, chat.chat, trace.trace),
+    *(tenants.tenants, tenants.tenant, doctor.doctor),
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run a command; what it refuses is one line on standard error."""
+    try:
+        code = app(sys.argv[1:] or ["--help"], prog_name="retinue", standalone_mode=False)
+    except CommandError as error:
+        _say(str(error))
+        code = error.code
+    except typer.TyperException as error:
+        _say(error.format_message())
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has left
+        sys.stderr.close()
+        code = EXIT_FAILED
+    raise SystemExit(code)
+
+
+def _say(text: str) -> None:
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""retinue status."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from retinue_local.status import ProcessStatus
+
+from retinue_cli.failures import CommandError
+from retinue_cli.state import DEFAULT_STATE_DIR, State, StateDir
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+KEYS = ("name", "pid", "address", "health", "restarts")
+SERVING = "serving"
+
+
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="A list of objects instead of a table.")] = False,
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+) -> int:
+    """Show each process of the mesh; the exit code is 0 if all of them serve."""
+    state = State(state_dir)
+    found = state.mesh()
+    processes = found.processes if found else []
+    if as_json:
+        typer.echo(json.dumps([{key: getattr(process, key) for key in KEYS} for process in processes], indent=2))
+    elif found is None:
+        raise CommandError(f"No mesh runs on {state.paths.state}.")
+    else:
+        from rich.console import Console
+
+        Console().print(table(processes))
+        typer.echo(f"clients: {found.address}")
+    return 0 if processes and all(process.health == SERVING for process in processes) else 1
+
+
+def table(processes: Sequence[ProcessStatus]) -> "Table":
+    """Lay processes out for people; what does not serve stands out."""
+    from rich.table import Table
+    from rich.text import Text
+
+    laid = Table(*KEYS, box=None, pad_edge=False)
+    laid.columns[KEYS.index("address")].overflow = "fold"
+    for process in processes:
+        health = Text(process.health, style="green" if process.health == SERVING else "bold red")
+        laid.add_row(process.name, str(process.pid or "–"), process.address, health, str(process.restarts))
+    return laid

@@ -1,0 +1,24 @@
+"""What an operator may set for the router's service; the worker's settings are in worker/config.py."""
+
+from pathlib import Path
+
+import msgspec
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Read from RETINUE_<FIELD>."""
+
+    address: str
+    """Where calls are served, `unix:/path` or `host:port`."""
+    postgres_dsn: str
+    """Database, as the role retinue_router."""
+    sweep_dsn: str
+    """Database, as the role retinue_sweep, which sees ids and cursors of every tenant."""
+    redis_url: str
+    """The bus and the ring."""
+    workspaces_dir: Path
+    """Root of the tenants' workspace files."""
+    migrate_dsn: str = ""
+    """Database, as a superuser; where it is set, the schema is brought up to date at the start."""
+    pool_size: int = 8
+    """Connections to the database; accepting a run holds one for half a millisecond."""

@@ -1,0 +1,1 @@
+"""The verbs: what a call does, in order, with its rules asked from the domain."""

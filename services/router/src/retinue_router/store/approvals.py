@@ -1,0 +1,45 @@
+"""Approvals: listed, read, answered."""
+
+import asyncpg
+from retinue_kit import postgres
+
+from retinue_router.store.guard import Row, guarding
+
+# One whose time is over is closed, whether the run has heard of it or not.
+_STATE = "case when a.state = 'pending' and a.expire_time <= clock_timestamp() then 'expired' else a.state end"
+_COLUMNS = (
+    f"a.approval_id, a.run_id, a.contact, a.call_id, a.tool, a.summary, {_STATE} as state, a.expire_time"
+    " from approvals a where a.tenant_id = $1"
+)
+GET = f"select {_COLUMNS} and a.approval_id = $2"
+LIST = (
+    f"select {_COLUMNS} and ($2 = '' or {_STATE} = $2) and ($3 = '' or a.approval_id < $3)"
+    " order by a.approval_id desc limit $4"
+)
+_DECIDE = "select * from decide_approval_1($1, $2, $3, $4)"
+
+
+class ApprovalStore:
+    """Approvals of tenants, behind the wall."""
+
+    def __init__(self, pool: "asyncpg.Pool") -> None:
+        self._pool = pool
+
+    async def get(self, tenant_id: str, approval_id: str) -> Row | None:
+        """Read an approval."""
+        with guarding():
+            async with postgres.as_tenant(self._pool, tenant_id) as connection:
+                row: Row | None = await connection.fetchrow(GET, tenant_id, approval_id)
+        return row
+
+    async def page(self, tenant_id: str, state: str, before: str, limit: int) -> list[Row]:
+        """List approvals, newest first, in one state where given."""
+        with guarding():
+            async with postgres.as_tenant(self._pool, tenant_id) as connection:
+                return list(await connection.fetch(LIST, tenant_id, state, before, limit))
+
+    async def decide(self, tenant_id: str, approval_id: str, decision: str, by: str) -> Row | None:
+        """Answer an approval; a row of decide_approval_1, None if there is no such approval."""
+        with guarding():
+            row: Row | None = await self._pool.fetchrow(_DECIDE, tenant_id, approval_id, decision, by)
+        return row

@@ -1,0 +1,152 @@
+"""What an operator may set."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+from retinue_kit.config import SettingError
+
+from retinue_runtime_adapter.domain.models import Catalogue, CatalogueError, Model
+
+RUNTIMES = ("light",)
+"""Runtimes that this build can drive."""
+
+PLANNED = ("openclaw",)
+"""Runtimes that have a name in the contract, and no adapter in this build."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of the process, each from RETINUE_ and its name in capitals."""
+
+    address: str
+    """Where to listen: `unix:/path` or `host:port`."""
+
+    runtimes: str = "light"
+    """Runtimes that are on, separated by commas."""
+
+    model_base_url: str = ""
+    """Endpoint that speaks OpenAI's chat completions; usually ends in /v1. May be missing if there is a models file."""
+
+    model_api_key: str = ""
+    """Credential for the endpoint; several, separated by commas, are rotated. Empty for local servers."""
+
+    model: str = "offline"
+    """What the endpoint calls the model."""
+
+    models_file: str = ""
+    """JSON file with further providers and models; see the service's README."""
+
+    model_connect_timeout_s: float = 3.0
+    """Seconds for a connection to the endpoint: a second lost packet."""
+
+    model_first_timeout_s: float = 60.0
+    """Seconds until the first token: a local model may have to be loaded from disk."""
+
+    model_chunk_timeout_s: float = 60.0
+    """Seconds between two chunks; a model that thinks aloud is not silent that long."""
+
+
+class ProviderEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An endpoint."""
+
+    base_url: str
+    api_keys: list[str] = []
+    window_tokens: int = 0
+    """Tokens that its models can read; what is surely longer is not sent. 0 if unknown."""
+
+
+class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model."""
+
+    name: str
+    provider: str
+    model: str
+    aliases: list[str] = []
+    fallback: str = ""
+
+
+class ModelsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The models file."""
+
+    providers: dict[str, ProviderEntry] = {}
+    models: list[ModelEntry] = []
+    default: str = ""
+
+
+class Models(msgspec.Struct, frozen=True):
+    """Providers by name, and the models that they serve."""
+
+    providers: dict[str, ProviderEntry]
+    catalogue: Catalogue
+
+
+def read_runtimes(settings: Settings) -> list[str]:
+    """The runtimes that are on. Raises SettingError for one that this build does not have."""
+    names = list(dict.fromkeys(name.strip() for name in settings.runtimes.split(",") if name.strip()))
+    for name in names:
+        if name in PLANNED:
+            raise SettingError(f"RETINUE_RUNTIMES: this build has no {name} adapter yet; it has {', '.join(RUNTIMES)}.")
+        if name not in RUNTIMES:
+            raise SettingError(f"RETINUE_RUNTIMES: there is no runtime {name!r}; there is {', '.join(RUNTIMES)}.")
+    if not names:
+        raise SettingError(f"RETINUE_RUNTIMES names no runtime; there is {', '.join(RUNTIMES)}.")
+    return names
+
+
+def _check_url(setting: str, url: str) -> None:
+    parts = urlsplit("")
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise SettingError(f"{setting}={url!r} is not an address such as http://host:port/v1.")
+    if parts.username is not None:
+        raise SettingError(f"{setting} holds a user name; credentials belong into the API key.")
+
+
+def _check_keys(setting: str, keys: list[str]) -> None:
+    if any(not key.isprintable() or not key.isascii() for key in keys):
+        raise SettingError(f"{setting} holds a key with a character that no header can carry.")
+
+
+def _read_file(path: str) -> ModelsFile:
+    try:
+        return msgspec.json.decode(Path(path).read_bytes(), type=ModelsFile)
+    except OSError as error:
+        raise SettingError(f"RETINUE_MODELS_FILE={path!r} cannot be read: {error.strerror}.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"RETINUE_MODELS_FILE={path!r} is not valid: {error}.") from None
+
+
+def read_models(settings: Settings) -> Models:
+    """Gather the models from the variables and the file. Raises SettingError that names what is wrong."""
+    found = _read_file(settings.models_file) if settings.models_file else ModelsFile()
+    providers = dict(found.providers)
+    models = list(found.models)
+    if settings.model_base_url:
+        _check_url("RETINUE_MODEL_BASE_URL", settings.model_base_url)
+        keys = [key.strip() for key in settings.model_api_key.split(",") if key.strip()]
+        _check_keys("RETINUE_MODEL_API_KEY", keys)
+        providers["environment"] = ProviderEntry(settings.model_base_url, keys)
+        if all(settings.model not in (model.name, *model.aliases) for model in models):
+            models.append(ModelEntry(settings.model, "environment", settings.model))
+    elif not settings.models_file:
+        raise SettingError("RETINUE_MODEL_BASE_URL is not set, and neither is RETINUE_MODELS_FILE.")
+    for name, provider in found.providers.items():
+        _check_url(f"RETINUE_MODELS_FILE: providers.{name}.base_url", provider.base_url)
+        _check_keys(f"RETINUE_MODELS_FILE: providers.{name}.api_keys", provider.api_keys)
+    for model in models:
+        if model.provider not in providers:
+            raise SettingError(f"RETINUE_MODELS_FILE: model {model.name!r} names no provider: {model.provider!r}.")
+    if not models:
+        raise SettingError("RETINUE_MODELS_FILE names no model.")
+    default = found.default or (settings.model if settings.model_base_url else models[0].name)
+    try:
+        catalogue = Catalogue(
+            (Model(m.name, m.provider, m.model, tuple(m.aliases), m.fallback) for m in models), default
+        )
+    except CatalogueError as error:
+        raise SettingError(f"RETINUE_MODELS_FILE: {error}.") from None
+    return Models(providers, catalogue)

@@ -1,0 +1,1 @@
+"""The light runtime: an agent loop of our own for any endpoint that speaks OpenAI's chat completions."""

@@ -1,0 +1,109 @@
+"""What an attempt has told so far, and the events that tell it."""
+
+from typing import Any
+
+from google.protobuf.struct_pb2 import Struct
+from retinue.runtime_adapter.v1 import runtime_event_pb2 as pb
+from retinue.runtime_adapter.v1.runtime_event_pb2 import RuntimeEvent
+from retinue_kit import wire as kit_wire
+from retinue_kit.errors import Reason
+
+from retinue_runtime_adapter.domain.shaping import Card, Piece, Reasoning, Shaper, Text
+from retinue_runtime_adapter.domain.troubles import Trouble
+from retinue_runtime_adapter.light.endpoint import Said
+from retinue_runtime_adapter.light.wire import Done, Usage, counted, estimate, write_checkpoint
+
+
+class Answer:
+    """Turns what a model says into events."""
+
+    def __init__(self, *, reasoning: bool, size_max_bytes: int, input_characters: int) -> None:
+        self.model = ""
+        self._reasoning = reasoning
+        self._size_max_bytes = size_max_bytes
+        self._size_bytes = 0
+        self._characters = 0
+        self._input_characters = input_characters
+        self._shaper = Shaper()
+        self._texts: list[str] = []
+        self._cards: list[dict[str, Any]] = []
+
+    def add(self, said: list[Said]) -> list[RuntimeEvent]:
+        """Take up what the model says; reasoning counts as output, told or not. Raises OUTPUT_TOO_LARGE."""
+        pieces: list[Piece] = []
+        for part in said:
+            self._characters += len(part.text)
+            self._size_bytes += len(part.text.encode())
+            if part.reasoning:
+                pieces.append(Reasoning(part.text))
+            else:
+                pieces += self._shaper.feed(part.text)
+        if self._size_bytes > self._size_max_bytes:
+            raise Trouble(Reason.OUTPUT_TOO_LARGE, f"The run produced more than {self._size_max_bytes} bytes.")
+        return self._events(pieces)
+
+    def end(self, usage: Usage | None) -> tuple[list[RuntimeEvent], pb.RuntimeUsage]:
+        """Tell what was held back, the whole message, the checkpoint and the end."""
+        events = self._events(self._shaper.finish())
+        used = self.used(usage)
+        text = "".join(self._texts)
+        done = Done("light", text, self._cards, used.input_tokens, used.output_tokens, used.model)
+        events.append(RuntimeEvent(message_completed=pb.MessageCompleted(text=text)))
+        events.append(RuntimeEvent(checkpoint=pb.Checkpoint(state=write_checkpoint(done))))
+        events.append(RuntimeEvent(finished=pb.Finished(usage=used)))
+        return events, used
+
+    def used(self, usage: Usage | None = None) -> pb.RuntimeUsage:
+        """What was used: as the endpoint counted, else as estimated from what was read and written."""
+        if usage is None:
+            usage = Usage(estimate(self._input_characters), estimate(self._characters))
+        return pb.RuntimeUsage(
+            input_tokens=counted(usage.prompt_tokens),
+            output_tokens=counted(usage.completion_tokens),
+            model=self.model,
+        )
+
+    def _events(self, pieces: list[Piece]) -> list[RuntimeEvent]:
+        events: list[RuntimeEvent] = []
+        for index, piece in enumerate(pieces):
+            if isinstance(piece, Card):
+                card = {"kind": piece.kind, "title": piece.title, "body": piece.body}
+                self._cards.append(card)
+                events.append(card_event(card))
+                continue
+            if isinstance(piece, Reasoning) and not self._reasoning:
+                continue
+            following = pieces[index + 1] if index + 1 < len(pieces) else None
+            if isinstance(following, Text | Reasoning) and type(following) is type(piece):
+                pieces[index + 1] = type(piece)(piece.text + following.text)
+            elif isinstance(piece, Text):
+                self._texts.append(piece.text)
+                events.append(RuntimeEvent(text_delta=pb.TextDelta(text=piece.text)))
+            else:
+                events.append(RuntimeEvent(reasoning_delta=pb.ReasoningDelta(text=piece.text)))
+        return events
+
+
+def card_event(card: dict[str, Any]) -> RuntimeEvent:
+    """A card as an event."""
+    body = Struct()
+    body.update(card["body"])
+    return RuntimeEvent(card=pb.Card(kind=card["kind"], title=card["title"], body=body))
+
+
+def repeated(done: Done, state: bytes) -> list[RuntimeEvent]:
+    """Tell again what a former attempt had whole: nobody has recorded it, or the run would not be here again."""
+    usage = pb.RuntimeUsage(input_tokens=done.input_tokens, output_tokens=done.output_tokens, model=done.model)
+    events = [RuntimeEvent(text_delta=pb.TextDelta(text=done.text))] if done.text else []
+    events += [card_event(card) for card in done.cards]
+    events.append(RuntimeEvent(message_completed=pb.MessageCompleted(text=done.text)))
+    events.append(RuntimeEvent(checkpoint=pb.Checkpoint(state=state)))
+    events.append(RuntimeEvent(finished=pb.Finished(usage=usage)))
+    return events
+
+
+def failed(trouble: Trouble, usage: pb.RuntimeUsage) -> RuntimeEvent:
+    """Tell that the attempt is over and not well."""
+    return RuntimeEvent(
+        failed=pb.Failed(error=kit_wire.to_status(trouble.error), retryable=trouble.retryable, usage=usage)
+    )

@@ -1,0 +1,135 @@
+"""What goes over the wire to a model and comes back, and what is kept of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from google.protobuf.struct_pb2 import Struct
+from retinue.runtime_adapter.v1.runtime_adapter_service_pb2 import InvokeRequest
+
+CHARACTERS_PER_TOKEN = 4
+"""The usual rule of thumb, for endpoints that count nothing."""
+
+TOKENS_MAX = 2**31 - 1
+"""The contract counts in 32 bits."""
+
+_NUMBERS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
+_INTEGERS = ("max_tokens", "max_completion_tokens", "seed")
+_encoder = msgspec.json.Encoder()
+
+
+class Delta(msgspec.Struct):
+    """A piece of the answer."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class Choice(msgspec.Struct):
+    """The answer; there is one."""
+
+    delta: Delta | None = None
+    finish_reason: str | None = None
+
+
+class Usage(msgspec.Struct):
+    """Tokens used."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Chunk(msgspec.Struct):
+    """One event of the stream."""
+
+    choices: list[Choice] | None = None
+    usage: Usage | None = None
+    error: Any = None
+
+
+decode_chunk = msgspec.json.Decoder(Chunk).decode
+
+
+class Done(msgspec.Struct):
+    """The checkpoint: the model's message is whole, and only the end is missing."""
+
+    runtime: str
+    text: str
+    cards: list[dict[str, Any]]
+    input_tokens: int
+    output_tokens: int
+    model: str
+
+
+def read_checkpoint(data: bytes) -> Done | None:
+    """Read a checkpoint; None if there is none or it is another runtime's, so that the attempt begins anew."""
+    if not data:
+        return None
+    try:
+        done = msgspec.json.decode(data, type=Done)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return done if done.runtime == "light" else None
+
+
+def write_checkpoint(done: Done) -> bytes:
+    """Write a checkpoint."""
+    return _encoder.encode(done)
+
+
+Message = dict[str, str]
+
+
+def messages(request: InvokeRequest) -> list[Message]:
+    """The conversation as a model reads it: persona, context, and what is said now."""
+    found = [{"role": "system", "content": request.persona}] if request.persona else []
+    found += [{"role": message.role, "content": message.text} for message in request.context]
+    found.append({"role": "user", "content": request.text})
+    return found
+
+
+def joined(conversation: Sequence[Message]) -> list[Message]:
+    """The same conversation with neighbours of one role made one message, for models whose roles must alternate.
+
+    A run that failed leaves a question without an answer, so two questions in a row are nothing unusual.
+    """
+    result: list[Message] = []
+    for message in conversation:
+        if result and result[-1]["role"] == message["role"]:
+            result[-1] = {"role": message["role"], "content": f"{result[-1]['content']}\n\n{message['content']}"}
+        else:
+            result.append(message)
+    return result
+
+
+def parameters(struct: Struct) -> dict[str, Any]:
+    """The parameters that chat completions know; the rest, and what has the wrong kind, is left out."""
+    found: dict[str, Any] = {}
+    for name, value in struct.fields.items():
+        kind = value.WhichOneof("kind")
+        if name in _NUMBERS and kind == "number_value":
+            found[name] = value.number_value
+        elif name in _INTEGERS and kind == "number_value" and value.number_value.is_integer():
+            found[name] = int(value.number_value)
+        elif name == "stop" and kind == "string_value":
+            found[name] = value.string_value
+        elif name == "stop" and kind == "list_value":
+            found[name] = [item.string_value for item in value.list_value.values]
+    return found
+
+
+def body(model: str, conversation: Sequence[Message], options: dict[str, Any]) -> bytes:
+    """The request's body."""
+    value = {"model": model, "messages": conversation, "stream": True, "stream_options": {"include_usage": True}}
+    return _encoder.encode({**value, **options})
+
+
+def estimate(characters: int) -> int:
+    """Tokens of so many characters, about; at least one if there is any."""
+    return min(-(-characters // CHARACTERS_PER_TOKEN), TOKENS_MAX)
+
+
+def counted(tokens: int) -> int:
+    """A provider's count as the contract can carry it."""
+    return max(0, min(tokens, TOKENS_MAX))

@@ -1,0 +1,116 @@
+"""The append script on a real Redis: what it lets in, what it refuses, what it leaves behind."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+from retinue_kit import streams
+from retinue_kit.errors import Reason, RetinueError
+from retinue_kit.streams import STREAM_TTL_S, Appended, Bus, Cursor, Entry, Kind, Opening
+
+KEY = streams.log_key("ten_a", "log_a")
+
+
+@pytest_asyncio.fixture
+async def client(redis_url: str) -> AsyncIterator[Redis]:
+    async with streams.connect(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def bus(client: Redis) -> Bus:
+    return Bus(client)
+
+
+def delta(token: int, n: int, text: str = "x") -> Entry:
+    return Entry(Cursor(token, n), Kind.TENTATIVE, None, "run_a", "assistant.delta", text.encode())
+
+
+def fact(token: int, n: int, prev: Cursor) -> Entry:
+    return Entry(Cursor(token, n), Kind.DURABLE, prev, "run_a", "assistant.message", b'{"a":"\\t"}')
+
+
+def mark(token: int, prev: Cursor = streams.START) -> Entry:
+    return Entry(Cursor(token, 0), Kind.MARK, prev, "", "", b"")
+
+
+async def cursors(bus: Bus) -> list[str]:
+    return [str(entry.cursor) for entry in await bus.read(KEY, streams.START)]
+
+
+async def test_only_an_opener_creates_a_stream(bus: Bus) -> None:
+    assert await bus.append(KEY, [delta(1, 1)]) is Appended.GONE
+    assert await cursors(bus) == []
+    assert await bus.append(KEY, [mark(1)], opening=Opening.CLAIM) is Appended.OK
+    assert await bus.append(KEY, [delta(1, 1)]) is Appended.OK
+    assert await cursors(bus) == ["1-0", "1-1"]
+
+
+async def test_committed_facts_may_create_a_stream(bus: Bus) -> None:
+    assert await bus.append(KEY, [fact(3, 4, streams.START)], opening=Opening.COMMITTED) is Appended.OK
+    assert await cursors(bus) == ["3-4"]
+
+
+@pytest.mark.parametrize("opening", list(Opening))
+async def test_a_lower_token_is_refused_and_not_heard(bus: Bus, client: Redis, opening: Opening) -> None:
+    await bus.append(KEY, [mark(5)], opening=Opening.CLAIM)
+    async with client.pubsub() as heard:
+        await heard.subscribe(streams.channel(KEY))
+        await heard.get_message(timeout=2)
+        assert await bus.append(KEY, [delta(4, 9)], opening=opening) is Appended.STALE
+        assert await bus.append(KEY, [delta(5, 1)]) is Appended.OK
+        message = await heard.get_message(timeout=2)
+    assert message is not None
+    assert message["data"].startswith(b"5-1 ")
+    assert await cursors(bus) == ["5-0", "5-1"]
+
+
+async def test_a_repeated_batch_changes_nothing_and_is_not_heard_again(bus: Bus, client: Redis) -> None:
+    batch = [mark(1), delta(1, 1), delta(1, 2)]
+    await bus.append(KEY, batch, opening=Opening.CLAIM)
+    async with client.pubsub() as heard:
+        await heard.subscribe(streams.channel(KEY))
+        await heard.get_message(timeout=2)
+        assert await bus.append(KEY, batch, opening=Opening.CLAIM) is Appended.OK
+        assert await bus.append(KEY, [delta(1, 2), delta(1, 3)]) is Appended.OK
+        message = await heard.get_message(timeout=2)
+    assert message is not None
+    assert message["data"].startswith(b"1-3 ")
+    assert await cursors(bus) == ["1-0", "1-1", "1-2", "1-3"]
+
+
+async def test_an_opener_trims_what_is_below_the_token_to_keep(bus: Bus) -> None:
+    for token in (1, 2, 3):
+        await bus.append(KEY, [mark(token), delta(token, 1)], opening=Opening.CLAIM)
+    await bus.append(KEY, [mark(4)], opening=Opening.CLAIM, keep_token=2)
+    assert await cursors(bus) == ["2-0", "2-1", "3-0", "3-1", "4-0"]
+    await bus.append(KEY, [delta(4, 1)], keep_token=4)
+    assert len(await cursors(bus)) == 6, "only an opener trims"
+
+
+async def test_every_append_prolongs_the_streams_life(bus: Bus, client: Redis) -> None:
+    await bus.append(KEY, [mark(1)], opening=Opening.CLAIM)
+    await client.expire(KEY, 5)
+    await bus.append(KEY, [delta(1, 1)])
+    assert await client.ttl(KEY) > STREAM_TTL_S - 5
+
+
+async def test_an_entry_is_read_as_it_was_written(bus: Bus) -> None:
+    entries = [mark(7, Cursor(6, 2)), delta(7, 1, '{"text":"a\\tb 你"}'), fact(7, 2, Cursor(6, 2))]
+    await bus.append(KEY, entries, opening=Opening.CLAIM)
+    assert await bus.read(KEY, streams.START) == entries
+    assert await bus.read(KEY, Cursor(7, 0)) == entries[1:]
+    assert await bus.read(KEY, Cursor(7, 0), 1) == entries[1:2]
+    await bus.delete(KEY)
+    assert await bus.read(KEY, streams.START) == []
+
+
+async def test_a_redis_that_is_away_is_told_as_a_dependency(redis_server: Any, bus: Bus) -> None:
+    redis_server.stop()
+    for attempt in (bus.append(KEY, [mark(1)]), bus.read(KEY, streams.START), bus.delete(KEY)):
+        with pytest.raises(RetinueError) as raised:
+            await attempt
+        assert raised.value.reason is Reason.DEPENDENCY_UNAVAILABLE
+        assert raised.value.metadata == {"dependency": "redis"}

@@ -1,0 +1,171 @@
+"""A whole mesh behind Envoy, started once by the command that users start it with; tests speak to its one address."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+RETINUE = [sys.executable, "-m", "retinue_cli"]
+UP_TIMEOUT_S = 120
+CALL_TIMEOUT_S = 30
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Mesh:
+    """A running mesh: where it answers, and hands to shake it."""
+
+    def __init__(self, state: Path, port: int, model: str, environ: dict[str, str]) -> None:
+        self.state = state
+        self.port = port
+        self.model = model
+        self.url = f"http://127.0.0.1:{port}"
+        self._environ = environ
+        self._tokens: dict[tuple[str, ...], str] = {}
+
+    def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the `retinue` command on this mesh."""
+        done = subprocess.run(
+            [*RETINUE, *arguments, "--state-dir", str(self.state)],
+            capture_output=True, text=True, timeout=UP_TIMEOUT_S, env=self._environ, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def up(self, *more: str) -> None:
+        """Start it in the background."""
+        self.command("up", "--detach", "--port", str(self.port), *more)
+
+    def down(self) -> None:
+        """Stop it."""
+        self.command("down", check=False)
+
+    def token(self, tenant: str = "e2e", *more: str) -> str:
+        """Print a token, once for each kind."""
+        key = (tenant, *more)
+        if key not in self._tokens:
+            self._tokens[key] = self.command("token", "--tenant", tenant, *more).stdout.strip()
+        return self._tokens[key]
+
+    def processes(self) -> dict[str, dict[str, Any]]:
+        """What runs, by name."""
+        return {p["name"]: p for p in json.loads(self.command("status", "--json", check=False).stdout)}
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> int:
+        """Send a signal to one process of the mesh; answers its pid."""
+        pid = int(self.processes()[name]["pid"])
+        os.kill(pid, number)
+        return pid
+
+
+@pytest.fixture(scope="session")
+def model_url() -> Iterator[str]:
+    """The offline model as a process of its own, which remembers what it was asked."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "retinue_local.offline_model", "--port", "0", "--record"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    port = process.stdout.readline().strip()
+    yield f"http://127.0.0.1:{port}/v1"
+    process.terminate()
+    process.wait(10)
+    process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def mesh(model_url: str) -> Iterator[Mesh]:
+    """The mesh; what it logged is shown if it does not come up."""
+    folder = Path(tempfile.mkdtemp(prefix="rt-e2e-"))
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("RETINUE_", "OPENAI_", "OTEL_"))}
+    environ |= {"RETINUE_MODEL_BASE_URL": model_url, "RETINUE_MODEL": "offline", "RUNTIMES": "light"}
+    running = Mesh(folder / "state", free_port(), model_url, environ)
+    running.up()
+    yield running
+    running.down()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest_asyncio.fixture
+async def client(mesh: Mesh) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the tenant `e2e`."""
+    async with connect(mesh, mesh.token()) as connected:
+        yield connected
+
+
+def connect(mesh: Mesh, token: str) -> httpx.AsyncClient:
+    """Make a client with a token."""
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    return httpx.AsyncClient(base_url=mesh.url, headers=headers, timeout=CALL_TIMEOUT_S)
+
+
+@pytest.fixture
+def client_of(mesh: Mesh) -> Callable[[str], httpx.AsyncClient]:
+    """Make clients of other tenants, to be used as context managers; "" is nobody."""
+    return lambda tenant: connect(mesh, mesh.token(tenant) if tenant else "")
+
+
+@pytest.fixture
+def contact() -> str:
+    """A contact that no other test speaks with."""
+    return f"c-{os.urandom(6).hex()}"
+
+
+def parse_sse(text: str) -> list[dict[str, Any]]:
+    """Read whole frames: id, event, data as an object; comments are passed over."""
+    frames = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if line and not line.startswith(":"))
+        if fields:
+            frames.append({**fields, "data": json.loads(fields["data"])})
+    return frames
+
+
+@pytest.fixture
+def stream(client: httpx.AsyncClient) -> Callable[..., Awaitable[list[dict[str, Any]]]]:
+    """Send a message and read the streamed answer to its end."""
+
+    async def send(contact: str, text: str, *, key: str = "", **more: Any) -> list[dict[str, Any]]:
+        headers = {"idempotency-key": key} if key else {}
+        path = f"/v1/contacts/{contact}/messages:stream"
+        response = await client.post(path, json={"text": text, **more}, headers=headers)
+        assert response.status_code == 200, response.text
+        assert response.headers["content-type"].startswith("text/event-stream")
+        return parse_sse(response.text)
+
+    return send
+
+
+@pytest.fixture
+def healthy(mesh: Mesh) -> Callable[[], None]:
+    """Wait until every process of the mesh serves again."""
+
+    def wait() -> None:
+        end = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(AssertionError, json.JSONDecodeError):
+                states = {p["name"]: p["health"] for p in mesh.processes().values()}
+                if states and all(state == "serving" for state in states.values()):
+                    return
+            assert time.monotonic() < end, states
+            time.sleep(0.2)
+
+    return wait

@@ -1,0 +1,62 @@
+"""Envoy's configuration, as far as its shape tells."""
+
+import json
+from pathlib import Path
+
+import pytest
+from retinue_gateway import envoy_config, envoy_refusals
+from retinue_kit.errors import CODES, Reason
+
+
+@pytest.fixture
+def config():
+    return build()
+
+
+def build(tls=None, sample_percent=100.0):
+    sockets = envoy_config.Sockets(Path("/r/g.sock"), Path("/r/a.sock"), Path("/r/admin.sock"))
+    listen = envoy_config.Listen("127.0.0.1", 8080)
+    return envoy_config.build(listen, sockets, Path("/d.binpb"), tls=tls, sample_percent=sample_percent)
+
+
+def manager(config):
+    return config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+
+
+def test_it_is_json_and_the_same_each_time(config):
+    assert json.dumps(config) == json.dumps(build())
+
+
+def test_forged_headers_are_gone_before_tokens_are_checked_and_tokens_before_rates(config):
+    names = [item["name"] for item in manager(config)["http_filters"]]
+    assert names[0] == "strip-forged-headers"
+    assert names.index("envoy.filters.http.jwt_authn") < names.index("envoy.filters.http.local_ratelimit")
+    assert names[-1] == "envoy.filters.http.router"
+
+
+def test_only_a_unix_socket_leads_to_the_admin_interface(config):
+    assert config["admin"]["address"] == {"pipe": {"path": "/r/admin.sock", "mode": 0o600}}
+
+
+def test_tls_is_1_3_where_a_certificate_is_set(config):
+    chain = config["static_resources"]["listeners"][0]["filter_chains"][0]
+    assert "transport_socket" not in chain
+    chain = build(tls=envoy_config.Tls(Path("/c"), Path("/k")))["static_resources"]["listeners"][0]["filter_chains"][0]
+    common = chain["transport_socket"]["typed_config"]["common_tls_context"]
+    assert common["tls_params"]["tls_minimum_protocol_version"] == "TLSv1_3"
+    assert common["alpn_protocols"] == ["h2", "http/1.1"]
+
+
+def test_sampling_is_what_the_operator_says():
+    assert manager(build(sample_percent=2.5))["tracing"]["random_sampling"] == {"value": 2.5}
+
+
+def test_everything_that_holds_bytes_is_bounded(config):
+    resources = config["static_resources"]
+    for holder in (*resources["listeners"], *resources["clusters"]):
+        assert holder["per_connection_buffer_limit_bytes"] == envoy_config.BUFFER_SIZE_BYTES
+
+
+def test_refusals_use_the_reasons_and_codes_of_the_contract():
+    for refusal in envoy_refusals.REFUSALS:
+        assert refusal.code == CODES[Reason(refusal.reason)].value or refusal.status == 504

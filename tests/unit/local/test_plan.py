@@ -1,0 +1,68 @@
+"""The list of processes, as data."""
+
+from pathlib import Path
+
+import pytest
+from retinue_local import model_choice, options, paths, plan
+from retinue_local.postgres import Home
+
+
+@pytest.fixture
+def ground():
+    environ = {
+        "RETINUE_MODEL_BASE_URL": "http://127.0.0.1:1/v1",
+        "RETINUE_MODEL": "m",
+        "RETINUE_MODEL_API_KEY": "secret",
+        "RETINUE_LEASE_S": "2",
+        "OPENAI_API_KEY": "secret",
+        "AWS_SECRET": "secret",
+        "PATH": "/bin",
+    }
+    made = options.build(environ, state_dir=Path("/s"), workers=2)
+    home = Home(Path("/s/postgres/data"), Path("/s/postgres/run"), Path("/programs"), None)
+    return plan.Ground(made, paths.of_state(Path("/s")), home, made.model, 8080, 0)
+
+
+def test_each_process_stands_after_what_it_needs(ground):
+    seen = []
+    for item in plan.make(ground):
+        assert set(item.needs) <= set(seen), item.name
+        seen.append(item.name)
+    assert {"postgres", "redis", "envoy", "gateway", "worker-1", "worker-2", *plan.SERVICES} == set(seen)
+
+
+def test_the_offline_model_runs_only_where_it_is_chosen(ground):
+    names = [item.name for item in plan.make(ground._replace(model=model_choice.OFFLINE, model_port=9))]
+    assert "model" in names
+    environ = plan.service_environ(ground._replace(model=model_choice.OFFLINE, model_port=9), "runtime-adapter")
+    assert environ["RETINUE_MODEL_BASE_URL"] == "http://127.0.0.1:9/v1"
+
+
+def test_what_the_operator_sets_is_passed_on_and_secrets_go_where_they_are_needed(ground):
+    for item in plan.make(ground):
+        secrets = [name for name, value in item.environ.items() if value == "secret"]
+        assert secrets == (["RETINUE_MODEL_API_KEY"] if item.name == "runtime-adapter" else [])
+        assert "AWS_SECRET" not in item.environ
+    assert plan.service_environ(ground, "worker-1")["RETINUE_LEASE_S"] == "2"
+
+
+def test_only_owners_of_tables_may_change_them(ground):
+    owners = [item.name for item in plan.make(ground) if "RETINUE_MIGRATE_DSN" in item.environ]
+    assert owners == ["directory", "router"]
+    assert plan.service_environ(ground, "worker-1")["RETINUE_POSTGRES_DSN"].startswith("postgresql://retinue_router@/")
+    assert "RETINUE_POSTGRES_DSN" not in plan.service_environ(ground, "gateway")
+
+
+def test_services_are_told_where_their_neighbours_are(ground):
+    environ = plan.service_environ(ground, "gateway")
+    assert environ["RETINUE_ADDRESS"] == "unix:/s/run/gateway.sock"
+    assert environ["RETINUE_RUNTIME_ADAPTER_ADDRESS"] == "unix:/s/run/runtime-adapter.sock"
+    assert environ["RETINUE_ASGI_SOCKET"] == "/s/run/gateway-asgi.sock"
+    assert environ["RETINUE_REDIS_URL"] == "unix:///s/run/redis.sock"
+
+
+def test_durability_is_on(ground):
+    command = " ".join(ground.home.command())
+    assert "fsync=on" in command
+    assert "synchronous_commit=on" in command
+    assert "listen_addresses= " in command
