@@ -45,12 +45,14 @@ check: prepare ## look without running: format, lint, types, import directions, 
 
 gen: prepare ## render the contract again: stubs, Envoy's descriptors, OpenAPI
 	@$(BIN)/python proto/generate.py
+	@$(BIN)/python -m retinue_gateway.openapi > .build/openapi.json
+	@mv .build/openapi.json gateway/src/retinue_gateway/openapi.json
 
 fmt: prepare ## format everything in place
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format . && $(BIN)/buf format --write proto
 
 bench: prepare ## measure the mesh against the bare model; prints a table, writes bench-results.json
-	@$(BIN)/python -m tests.bench $(ARGS)
+	@$(BIN)/python tests/bench/turns.py $(ARGS)
 
 release-contract: prepare ## make the contract as it is the one that later changes must not break
 	@$(BIN)/buf build proto --exclude-source-info --output proto/released.binpb

@@ -32,7 +32,7 @@ NAMED = {"Makefile", "Dockerfile", "LICENSE", ".gitignore", ".dockerignore", "ru
 
 UNFINISHED = ["TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK"]
 REGISTRIES = [r"py" + r"pi\.org", r"python" + r"hosted\.org", r"npm" + r"js\.(org|com)", r"crates" + r"\.io"]
-PLACES = [r"(?<![\w.])/work" + r"/", r"(?<![\w.])/ro" + r"ot/", r"/ho" + r"me/\w"]
+PLACES = [r"(?<![\w.])/work" + r"/", r"(?<![\w.])/ro" + r"ot/"]
 ASIDES = [
     *(r"\bissue" + r" #?\d", r"\b[A-F]" + r"[1-9]\d\b(?!['\"])", r"seeds-" + r"checklist"),
     *(r"chat" + r"gpt", r"copi" + r"lot"),

@@ -31,19 +31,19 @@ class Edge(Server):
             credentials.admit(metadata)
 
         super().__init__(address, services, gate=gate)
-        self._credentials = credentials
-        self._attendance = attendance
+        self.credentials = credentials
+        self.attendance = attendance
         self._listener = listener
 
     async def start(self) -> int:
         """Learn what is revoked, then listen on both."""
-        await self._credentials.refresh()
+        await self.credentials.refresh()
         await self._listener.start()
         return await super().start()
 
     async def drain(self, grace_s: float) -> None:
         """End what has no end of its own, let runs that are told finish within the grace, then stop."""
         self._steps.draining = True
-        await self._attendance.drain(max(0.0, grace_s - END_MARGIN_S))
+        await self.attendance.drain(max(0.0, grace_s - END_MARGIN_S))
         await self._listener.stop()
         await super().drain(END_MARGIN_S)

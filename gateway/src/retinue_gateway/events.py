@@ -57,6 +57,11 @@ class Attendance:
         self._present: set[Attendee] = set()
         self._empty = asyncio.Event()
 
+    @property
+    def count(self) -> int:
+        """How many are held open."""
+        return len(self._present)
+
     def add(self, attendee: Attendee) -> None:
         """Begin to look after someone."""
         self._present.add(attendee)

@@ -63,7 +63,7 @@ class FakePolicy(policy_grpc.PolicyServiceServicer):
     """Chooses the light runtime for everything."""
 
     async def Decide(self, request, context):  # type: ignore[no-untyped-def]
-        limits = policy_pb.Limits(concurrent_run_count=64, attempt_count=3, output_size_bytes=1 << 22, weight=1.0)
+        limits = policy_pb.Limits(concurrent_run_count=64, attempt_count=3, output_size_bytes=1 << 26, weight=1.0)
         limits.run_time.FromSeconds(60)
         rule = policy_pb.FiredRule(rule="only_light", effect="prefer", reason="It is the only one.")
         return policy_pb.DecideResponse(decision=policy_pb.Decision(runtime="light", limits=limits, rules=[rule]))

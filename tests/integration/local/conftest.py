@@ -54,15 +54,16 @@ def descendants(pid: int) -> list[int]:
 class Supervisor:
     """A supervisor that a test starts, looks at and ends."""
 
-    def __init__(self, folder: Path, state: Path, names: str = "postgres,redis,sandbox", port: int = 0):
+    def __init__(
+        self, folder: Path, state: Path, names: str = "postgres,redis,sandbox", port: int = 0, under=(), **environ: str
+    ):
         self.state = state
         self._log = folder / f"supervisor-{state.name}.out"
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("RETINUE_", "OPENAI_"))}
-        environ = {**clean, "RETINUE_MODEL_BASE_URL": "http://127.0.0.1:1/v1", "RETINUE_MODEL": "none"}
+        environ = {**clean, "RETINUE_MODEL_BASE_URL": "http://127.0.0.1:1/v1", "RETINUE_MODEL": "none", **environ}
+        command = [*under, sys.executable, "-c", PROGRAM, state, str(port), names]
         with self._log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, state, str(port), names], env=environ, stdout=output, stderr=output
-            )
+            self.process = subprocess.Popen(command, env=environ, stdout=output, stderr=output)
 
     def output(self) -> str:
         """Read what it said."""

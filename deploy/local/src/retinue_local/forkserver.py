@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+import traceback
 
 import msgspec
 
@@ -124,7 +125,10 @@ def main() -> None:
     spawning.die_with(int(sys.argv[1]), signal.SIGKILL)
     channel = socket.socket(fileno=int(sys.argv[2]))
     for module in sys.argv[3:]:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except Exception:  # whoever needs it will fail by itself, and say so in a log of its own
+            traceback.print_exc()
     # What is here now stays; looking at it again would make each child copy the pages it lies on.
     gc.collect()
     gc.freeze()

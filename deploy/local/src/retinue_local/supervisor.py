@@ -35,6 +35,10 @@ TICK_S = 1.0
 OPEN_FILES_MAX = 65_536
 """Each client socket costs two descriptors at the edge; the usual soft limit of 1,024 would be 500 clients."""
 
+HURRY_S = 1.0
+"""Told again after this, somebody does not want to wait. Before it, it is the same wish twice: programs that run others
+signal both the process and its group."""
+
 _PARENTS = ("uv", "make", "gmake")
 log = logging.getLogger("retinue_local")
 
@@ -106,6 +110,7 @@ class Mesh:
         self._on_progress = on_progress
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._stop_time = 0.0
         folders = ground.paths
         environ = plan.basic_environ(ground.options.environ)
         output = plan.log_file(folders, "forkserver")
@@ -201,8 +206,12 @@ class Mesh:
             await asyncio.gather(*(process.stop(timeout_s) for process in members))
 
     def _told_to_stop(self) -> None:
-        # Told a second time, somebody is in a hurry.
-        (self._hurry if self._stop.is_set() else self._stop).set()
+        now = time.monotonic()
+        if not self._stop.is_set():
+            self._stop_time = now
+            self._stop.set()
+        elif now - self._stop_time > HURRY_S:
+            self._hurry.set()
 
     def _changed(self, process: Process) -> None:
         known = self._processes.values()

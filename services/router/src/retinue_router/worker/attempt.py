@@ -295,7 +295,12 @@ class Attempt:
             self._teller.record("tool.started", data, self._teller.next_n())
         else:
             done = event.tool_finished
-            data = {"call_id": done.call_id, "ok": done.ok, "result": storable(done.result), "duration_ms": done.duration_ms}
+            data = {
+                "call_id": done.call_id,
+                "ok": done.ok,
+                "result": storable(done.result),
+                "duration_ms": done.duration_ms,
+            }
             self._teller.record("tool.finished", data, self._teller.next_n())
         await self._commit(self._checkpoint if self._checkpoint is not None else self._state)
 
