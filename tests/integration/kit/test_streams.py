@@ -1,5 +1,7 @@
 """The append script on a real Redis: what it lets in, what it refuses, what it leaves behind."""
 
+import asyncio
+import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -114,3 +116,34 @@ async def test_a_redis_that_is_away_is_told_as_a_dependency(redis_server: Any, b
             await attempt
         assert raised.value.reason is Reason.DEPENDENCY_UNAVAILABLE
         assert raised.value.metadata == {"dependency": "redis"}
+
+
+async def test_a_cancelled_command_stays_cancelled(client: Redis) -> None:
+    await client.ping()
+    for turn in range(200):
+        command = asyncio.create_task(client.xrange(KEY))
+        for _ in range(turn % 12):
+            await asyncio.sleep(0)
+        before = command.done()
+        command.cancel()
+        await asyncio.gather(command, return_exceptions=True)
+        assert before or command.cancelled()
+
+
+async def test_more_commands_than_connections_wait_their_turn(redis_url: str) -> None:
+    async with streams.connect(redis_url, max_connections=2) as client:
+        assert await asyncio.gather(*(client.ping() for _ in range(200))) == 200 * [True]
+
+
+async def test_a_redis_that_hangs_is_given_up(
+    redis_server: Any, bus: Bus, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.ping()
+    monkeypatch.setattr(streams, "CALL_TIMEOUT_S", 0.1)
+    redis_server.signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(RetinueError) as raised:
+            await bus.read(KEY, streams.START)
+    finally:
+        redis_server.signal(signal.SIGCONT)
+    assert raised.value.reason is Reason.DEPENDENCY_UNAVAILABLE

@@ -5,10 +5,12 @@ is recent; what is durable is in Postgres as well, and a watcher asks for it the
 each durable entry names its predecessor, so that a gap is noticed whatever was lost.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from importlib import resources
+from typing import Any
 
 import redis.asyncio
 from redis.exceptions import RedisError
@@ -159,21 +161,41 @@ class Bus:
             raise RetinueError.unavailable("redis", private=str(error)) from error
 
 
-def connect(url: str, *, blocking: bool = False, max_connections: int = 64) -> "redis.asyncio.Redis":
-    """Open a client; it connects when first used.
+class _BoundedClient(redis.asyncio.Redis):
+    """A client whose commands take a bounded time and a bounded number of connections.
 
-    `blocking` clients wait as long as their command asks for: redis-py's own timeout would cut a blocking read short,
-    and swallow cancellations that race with an answer.
+    redis-py's own timeout swallows a cancellation that races with an answer (one in three), and its pool refuses at its
+    limit instead of waiting. Here a command above the limit waits its turn within the same time.
     """
-    return redis.asyncio.Redis.from_url(
-        url,
-        max_connections=max_connections,
-        socket_timeout=None if blocking else CALL_TIMEOUT_S,
-        socket_connect_timeout=CALL_TIMEOUT_S,
-        # The older protocol: subscriptions come as plain answers, in whichever version of Redis.
-        protocol=2,
-    )
+
+    slots: asyncio.Semaphore
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        async with asyncio.timeout(CALL_TIMEOUT_S), self.slots:
+            return await super().execute_command(*args, **options)
 
 
 CALL_TIMEOUT_S = 2.0
 """A command of ours takes well under a millisecond; two seconds is a Redis that hangs."""
+
+CONNECTIONS_SPARE = 64
+"""Connections beyond the commands' own: for subscriptions."""
+
+
+def connect(url: str, *, blocking: bool = False, max_connections: int = 64) -> "redis.asyncio.Redis":
+    """Open a client; it connects when first used. TimeoutError and RedisError are what its commands fail with.
+
+    `blocking` clients wait as long as their command asks for.
+    """
+    kind = redis.asyncio.Redis if blocking else _BoundedClient
+    client = kind.from_url(
+        url,
+        max_connections=max_connections + CONNECTIONS_SPARE,
+        socket_timeout=None,
+        socket_connect_timeout=CALL_TIMEOUT_S,
+        # The older protocol: subscriptions come as plain answers, in whichever version of Redis.
+        protocol=2,
+    )
+    if isinstance(client, _BoundedClient):
+        client.slots = asyncio.Semaphore(max_connections)
+    return client
