@@ -79,7 +79,7 @@ async def listen(client, contact, count):
     "victim", ["worker-1", "runtime-adapter", "router", "gateway", "policy", "directory", "redis", "postgres", "envoy"]
 )
 @pytest.mark.timeout(240)
-async def test_ack_is_durable_and_cursor_monotone_when_it_is_killed(mesh, client, healthy, contact, victim):
+async def test_ack_is_durable_and_cursor_monotone_when_it_is_killed(mesh, client, all_serve, contact, victim):
     contacts = [f"{contact}-{n}" for n in range(TALKERS)]
     spoken = asyncio.Event()
     listeners = [asyncio.create_task(listen(client, name, MESSAGES)) for name in contacts]
@@ -98,13 +98,13 @@ async def test_ack_is_durable_and_cursor_monotone_when_it_is_killed(mesh, client
         assert len(durable) == MESSAGES
         listed = (await patiently(lambda name=name: client.get("/v1/runs", params={"contact": name}))).json()["runs"]
         assert {r["run_id"]: r["state"] for r in listed} == dict.fromkeys(runs, "succeeded")
-    await asyncio.to_thread(healthy)
+    await all_serve()
     after = mesh.processes()[victim]
     assert after["pid"] != before["pid"]
     assert after["restarts"] == before["restarts"] + 1
 
 
-async def test_a_stalled_workers_run_is_resumed_and_the_worker_wakes_up_harmless(mesh, client, contact, healthy):
+async def test_a_stalled_workers_run_is_resumed_and_the_worker_wakes_up_harmless(mesh, client, contact, all_serve):
     path = f"/v1/contacts/{contact}/messages"
     run = (await client.post(path, json={"text": "#tokens=60 #delay=50"})).json()["run"]["run_id"]
     names = [name for name in mesh.processes() if name.startswith("worker-")]
@@ -119,4 +119,4 @@ async def test_a_stalled_workers_run_is_resumed_and_the_worker_wakes_up_harmless
             mesh.kill(name, signal.SIGCONT)
     events = (await client.get(f"/v1/runs/{run}/events")).text
     assert events.count("event: run.succeeded") == 1
-    await asyncio.to_thread(healthy)
+    await all_serve()

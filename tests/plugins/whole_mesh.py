@@ -1,6 +1,6 @@
 """A whole mesh behind Envoy, started once by the command that users start it with; tests speak to its one address."""
 
-import contextlib
+import asyncio
 import json
 import os
 import shutil
@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import pytest_asyncio
 RETINUE = [sys.executable, "-m", "retinue_cli"]
 UP_TIMEOUT_S = 120
 CALL_TIMEOUT_S = 30
+HEAL_TIMEOUT_S = 60
 
 
 def free_port() -> int:
@@ -98,10 +98,12 @@ def mesh(model_url: str) -> Iterator[Mesh]:
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("RETINUE_", "OPENAI_", "OTEL_"))}
     environ |= {"RETINUE_MODEL_BASE_URL": model_url, "RETINUE_MODEL": "offline", "RUNTIMES": "light"}
     running = Mesh(folder / "state", free_port(), model_url, environ)
-    running.up()
-    yield running
-    running.down()
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        running.up()
+        yield running
+    finally:
+        running.down()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest_asyncio.fixture
@@ -132,8 +134,8 @@ def contact() -> str:
 def parse_sse(text: str) -> list[dict[str, Any]]:
     """Read whole frames: id, event, data as an object; comments are passed over."""
     frames = []
-    for block in text.split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in block.splitlines() if line and not line.startswith(":"))
+    for block in text.split("\n\n"):  # not by splitlines: JSON may hold what Python takes for an end of line
+        fields = dict(line.split(": ", 1) for line in block.split("\n") if line and not line.startswith(":"))
         if fields:
             frames.append({**fields, "data": json.loads(fields["data"])})
     return frames
@@ -155,17 +157,12 @@ def stream(client: httpx.AsyncClient) -> Callable[..., Awaitable[list[dict[str, 
 
 
 @pytest.fixture
-def healthy(mesh: Mesh) -> Callable[[], None]:
+def all_serve(mesh: Mesh, eventually: Callable[..., Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
     """Wait until every process of the mesh serves again."""
 
-    def wait() -> None:
-        end = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(AssertionError, json.JSONDecodeError):
-                states = {p["name"]: p["health"] for p in mesh.processes().values()}
-                if states and all(state == "serving" for state in states.values()):
-                    return
-            assert time.monotonic() < end, states
-            time.sleep(0.2)
+    async def served() -> bool:
+        states = {p["name"]: p["health"] for p in (await asyncio.to_thread(mesh.processes)).values()}
+        assert set(states.values()) == {"serving"}, states
+        return True
 
-    return wait
+    return lambda: eventually(served, HEAL_TIMEOUT_S)

@@ -56,6 +56,8 @@ class Attendance:
         self._clock = clock
         self._present: set[Attendee] = set()
         self._empty = asyncio.Event()
+        self._draining = False
+        self._closing = False
 
     @property
     def count(self) -> int:
@@ -65,6 +67,8 @@ class Attendance:
     def add(self, attendee: Attendee) -> None:
         """Begin to look after someone."""
         self._present.add(attendee)
+        if self._closing or (self._draining and attendee.lasting):
+            attendee.end(_draining())
 
     def remove(self, attendee: Attendee) -> None:
         """Let someone go."""
@@ -89,7 +93,8 @@ class Attendance:
             self.look()
 
     async def drain(self, grace_s: float) -> None:
-        """End what is lasting at once, and after the grace what is left."""
+        """End what is lasting at once, and after the grace what is left, or still to come."""
+        self._draining = True
         for attendee in list(self._present):
             if attendee.lasting:
                 attendee.end(_draining())
@@ -98,6 +103,7 @@ class Attendance:
                 while self._present:
                     self._empty.clear()
                     await self._empty.wait()
+        self._closing = True
         for attendee in list(self._present):
             attendee.end(_draining())
 

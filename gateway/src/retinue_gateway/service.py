@@ -96,7 +96,8 @@ class EdgeServicer(edge_service_pb2_grpc.EdgeServiceServicer):
             with await self._events.open(caller, log_id, after or last, known=last, lasting=True) as stream:
                 while True:
                     entries = await stream.next()
-                    yield _body(sse.frames(entries) or sse.KEEP_ALIVE)
+                    for piece in sse.pieces(sse.frames(entries) or sse.KEEP_ALIVE):
+                        yield _body(piece)
         except Exception as error:
             yield _body(sse.failure(encode.error(error)))
 
@@ -132,8 +133,8 @@ class EdgeServicer(edge_service_pb2_grpc.EdgeServiceServicer):
                         if entry.run_id == run.run_id and not over:
                             data += sse.frame(entry)
                             over = entry.type in TERMINAL
-                    if data:
-                        yield _body(data)
+                    for piece in sse.pieces(data):
+                        yield _body(piece)
         except Exception as error:
             yield _body(sse.failure(encode.error(error)))
 

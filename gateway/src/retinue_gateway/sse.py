@@ -1,5 +1,7 @@
 """Server-sent events: how an entry of the bus becomes bytes on the wire."""
 
+from collections.abc import Iterator
+
 import msgspec
 from retinue.router.v1 import run_pb2
 from retinue_kit import wire
@@ -10,6 +12,9 @@ CONTENT_TYPE = "text/event-stream"
 KEEP_ALIVE = b": keep-alive\n\n"
 HEADERS = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 """Neither caches nor proxies are to hold events back."""
+
+PIECE_SIZE_MAX_BYTES = 1024 * 1024
+"""Written as one message; gRPC takes no more than 4 MiB, and a single event may be larger."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -23,6 +28,12 @@ def frame(entry: Entry) -> bytes:
 def frames(entries: list[Entry]) -> bytes:
     """Write events that wait together as one piece."""
     return b"".join(map(frame, entries))
+
+
+def pieces(data: bytes) -> Iterator[bytes]:
+    """Cut what is to be written; the reader sees one stream of bytes."""
+    for start in range(0, len(data), PIECE_SIZE_MAX_BYTES):
+        yield data[start : start + PIECE_SIZE_MAX_BYTES]
 
 
 def queued(run: run_pb2.Run) -> bytes:

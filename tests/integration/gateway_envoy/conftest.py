@@ -23,7 +23,7 @@ from google.api.httpbody_pb2 import HttpBody
 from jwt.algorithms import ECAlgorithm
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from retinue.edge.v1 import approval_pb2, contact_pb2, edge_service_pb2, edge_service_pb2_grpc, run_pb2
-from retinue_gateway import envoy_config
+from retinue_gateway import envoy_config, envoy_filters
 from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.server import Server, Service
 
@@ -133,7 +133,7 @@ class Mesh:
         self._envoy = None
 
     def _new_server(self):
-        edge = Service(edge_service_pb2_grpc.add_EdgeServiceServicer_to_server, self.edge, envoy_config.EDGE_SERVICE)
+        edge = Service(edge_service_pb2_grpc.add_EdgeServiceServicer_to_server, self.edge, envoy_filters.EDGE_SERVICE)
         traces = Service(trace_service_pb2_grpc.add_TraceServiceServicer_to_server, self.traces, "traces")
         return Server(f"unix:{self.folder}/gateway.sock", [edge, traces])
 

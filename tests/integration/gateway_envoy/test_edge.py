@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from retinue.edge.v1 import contact_pb2, edge_service_pb2_grpc
-from retinue_gateway import envoy_config
+from retinue_gateway import envoy_filters
 
 
 def assert_refused(answer, status, code, reason):
@@ -148,7 +148,7 @@ async def test_bodies_that_are_not_the_json_asked_for_are_400(mesh, client, body
 
 async def test_bodies_are_bounded(mesh, client):
     headers = {**mesh.bearer(), "content-type": "application/json"}
-    size = envoy_config.BODY_SIZE_MAX_BYTES
+    size = envoy_filters.BODY_SIZE_MAX_BYTES
     below = b'{"text": "hi", "pad": "' + b"x" * (size - 100) + b'"}'
     assert (await client.post("/v1/contacts/a/messages", content=below, headers=headers)).status_code == 200
     above = b'{"text": "hi", "pad": "' + b"x" * size + b'"}'

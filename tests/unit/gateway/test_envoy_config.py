@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from retinue_gateway import envoy_config, envoy_refusals
+from retinue_gateway import envoy_clusters, envoy_config, envoy_refusals
 from retinue_kit.errors import CODES, Reason
 
 
@@ -54,7 +54,7 @@ def test_sampling_is_what_the_operator_says():
 def test_everything_that_holds_bytes_is_bounded(config):
     resources = config["static_resources"]
     for holder in (*resources["listeners"], *resources["clusters"]):
-        assert holder["per_connection_buffer_limit_bytes"] == envoy_config.BUFFER_SIZE_BYTES
+        assert holder["per_connection_buffer_limit_bytes"] == envoy_clusters.BUFFER_SIZE_BYTES
 
 
 def test_refusals_use_the_reasons_and_codes_of_the_contract():

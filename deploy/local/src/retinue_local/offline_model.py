@@ -21,7 +21,8 @@ commas: `#tokens=20 #delay=50` or `#fail_times=2,status=503,key=a`.
     #delay=MS          milliseconds between tokens
     #no_usage          usage is not told
     #status=N          refuse with this status; #code=TEXT is the error's code, #retry_after=S a header
-    #fail_times=N      refuse only the first N requests that bear the same #key=TEXT (status 500 if none is given)
+    #fail_times=N      refuse only the first N requests that bear the same #key=TEXT (status 500 if none is given);
+                       with #error, #cut, #hang or #nonsense those are what goes wrong with them instead
     #refuse_key=TEXT   refuse only requests with this API key (status 401 if none is given)
     #refuse_model=TEXT refuse only requests for this model
     #strict_roles      refuse two messages of one role in a row
@@ -60,6 +61,9 @@ HANG_S = 3600.0
 
 SHUTDOWN_TIMEOUT_S = 0.5
 """Time for answers under way when the process is told to stop."""
+
+_TROUBLES = frozenset({"error", "cut", "hang", "nonsense"})
+"""Directives of an answer that goes wrong."""
 
 _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
 
@@ -148,12 +152,9 @@ class OfflineModel:
             if any(one == other for one, other in itertools.pairwise(roles)):
                 return _refusal(400, "Conversation roles must alternate user/assistant/...", "bad_request")
         if "fail_times" in options:
-            if len(self._failures) >= FAILURE_KEYS_MAX:
-                self._failures.clear()
-            self._failures[options.get("key", "")] += 1
-            if self._failures[options.get("key", "")] > plan.number("fail_times", 0):
+            if self._recovered(plan):
                 return None
-            status = status or 500
+            status = status or (0 if _TROUBLES & options.keys() else 500)
         if "refuse_key" in options:
             if authorization != f"Bearer {options['refuse_key']}":
                 return None
@@ -167,6 +168,18 @@ class OfflineModel:
         key = authorization.removeprefix("Bearer ")
         message = f"The offline model was asked to refuse with {status} (key {key})."
         return _refusal(status, message, options.get("code", "asked_for"), options.get("retry_after", ""))
+
+    def _recovered(self, plan: Plan) -> bool:
+        """Count a request that bears #fail_times; whether nothing goes wrong any more."""
+        if len(self._failures) >= FAILURE_KEYS_MAX:
+            self._failures.clear()
+        key = plan.options.get("key", "")
+        self._failures[key] += 1
+        if self._failures[key] <= plan.number("fail_times", 0):
+            return False
+        for name in _TROUBLES & plan.options.keys():
+            del plan.options[name]
+        return True
 
     def _whole(self, plan: Plan) -> web.Response:
         tokens = count_tokens(plan.text)

@@ -104,7 +104,7 @@ class Plan:
         echo = _TO_END.search(said)
         if echo:
             self.options["echo"] = echo[1]
-            said = said[: echo.start()]
+            said = said[: echo.start()].rstrip()
         for name, text in _PHRASE.findall(said):
             if name == "think":
                 self.options["think"] = text

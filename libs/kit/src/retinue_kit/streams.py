@@ -172,7 +172,7 @@ class _BoundedClient(redis.asyncio.Redis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         async with asyncio.timeout(CALL_TIMEOUT_S), self.slots:
-            return await super().execute_command(*args, **options)
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
 
 CALL_TIMEOUT_S = 2.0

@@ -9,6 +9,7 @@ entries before it, so that the bus, read later, holds those.
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from heapq import merge
 
 import redis.asyncio
@@ -28,6 +29,14 @@ BATCH_ENTRIES_MAX = 256
 
 TICK_S = 2.0
 """How often the last durable cursors are asked for, for the case that a commit was never published."""
+
+BATCH_SIZE_MAX_BYTES = 256 * 1024
+"""Handed out at once, but for a single larger entry."""
+
+READ_SIZE_BYTES = 1024 * 1024
+"""About what one read of the bus is to answer; how many entries that are is learned from the last answer."""
+
+READ_COUNT_FIRST = 128
 
 RECONNECT_S = (0.05, 1.0)
 """First and longest pause between attempts to reach Redis again."""
@@ -65,6 +74,7 @@ class Watch:
         """The log is asked after entries up to here were seen: they need not follow one another."""
         self.joined = False
         """Whether the watch has begun; before, there is nothing that it may have missed."""
+        self._count = READ_COUNT_FIRST
         self._poked = False
         self._failure: RetinueError | None = None
 
@@ -136,7 +146,8 @@ class Watch:
         """Take from the queue what follows without a gap."""
         entries: list[Entry] = []
         last = self.last
-        while self._queue and len(entries) < BATCH_ENTRIES_MAX:
+        size_bytes = 0
+        while self._queue and len(entries) < BATCH_ENTRIES_MAX and size_bytes < BATCH_SIZE_MAX_BYTES:
             entry = self._queue[0]
             if entry.cursor > last:
                 if entry.cursor > self._sure and not self._follows(entry, last):
@@ -149,6 +160,7 @@ class Watch:
                     entries.append(entry)
             self._queue.popleft()
             self._size_bytes -= len(entry.json)
+            size_bytes += len(entry.json)
         self.last = last
         return entries
 
@@ -160,40 +172,55 @@ class Watch:
             sure = max(sure, page[-1].cursor)
         heard: list[Entry] = []
         try:
-            heard = await self._bus.read(self.key, self.last)
+            heard = await self._bus.read(self.key, self.last, self._count)
         except RetinueError:
             if not ask_log:  # the bus is away: the log alone tells what happened
                 self._ask_log = True
                 return []
-        full = len(heard) >= READ_COUNT_MAX
+        full = len(heard) >= self._count
+        if heard:
+            mean = sum(len(entry.json) for entry in heard) // len(heard)
+            self._count = max(1, min(READ_COUNT_MAX, READ_SIZE_BYTES // max(1, mean)))
         ends = [entries[-1].cursor for entries, cut in ((page, more), (heard, full)) if cut and entries]
-        entries, last, gap = self._merge(page, heard, min(ends) if ends else None, sure)
-        self.last = last
-        self._sure = max(sure, gap) if gap else sure
+        merged = self._merge(page, heard, min(ends) if ends else None, sure)
+        self.last = merged.last
+        self._sure = max(sure, merged.gap) if merged.gap else sure
         again = self._asked != asked
-        self._ask_log = bool(again or gap or (more and page))
-        self._catch_up = self._ask_log or full
-        return entries
+        self._ask_log = bool(again or merged.gap or (more and page) or (merged.cut and ask_log))
+        self._catch_up = self._ask_log or full or merged.cut
+        return merged.entries
 
-    def _merge(
-        self, page: Sequence[Entry], heard: list[Entry], end: Cursor | None, sure: Cursor
-    ) -> tuple[list[Entry], Cursor, Cursor | None]:
-        """Put entries of log and bus in order, up to an end, or to one before which something may be missing.
-
-        Answers what is to be handed out, the last cursor, and the cursor after the gap if there is one.
-        """
-        last = self.last
-        entries: list[Entry] = []
+    def _merge(self, page: Sequence[Entry], heard: list[Entry], end: Cursor | None, sure: Cursor) -> "_Merged":
+        """Put entries of log and bus in order, up to an end, or to one before which something may be missing."""
+        merged = _Merged([], self.last)
+        size_bytes = 0
         for entry in merge(page, heard, key=lambda entry: entry.cursor):
             if end is not None and entry.cursor > end:
                 break
-            if entry.cursor > last:
-                if entry.cursor > sure and not self._follows(entry, last):
-                    return entries, last, entry.cursor
-                last = entry.cursor
+            if entry.cursor > merged.last:
+                if entry.cursor > sure and not self._follows(entry, merged.last):
+                    merged.gap = entry.cursor
+                    break
+                size_bytes += len(entry.json)
+                if merged.entries and size_bytes > BATCH_SIZE_MAX_BYTES:
+                    merged.cut = True
+                    break
+                merged.last = entry.cursor
                 if entry.kind is not Kind.MARK:
-                    entries.append(entry)
-        return entries, last, None
+                    merged.entries.append(entry)
+        return merged
+
+
+@dataclass(slots=True)
+class _Merged:
+    """A page of log and bus together, and why it ends where it does."""
+
+    entries: list[Entry]
+    last: Cursor
+    gap: Cursor | None = None
+    """An entry before which something may be missing."""
+    cut: bool = False
+    """Whether there is more than is handed out at once."""
 
 
 class Subscriber:

@@ -8,6 +8,13 @@ do $$ begin
 end $$;
 alter role retinue_router set search_path = router;
 alter role retinue_sweep set search_path = router;
+-- Every statement of this role is served by an index. Functions keep their plans, and one made while a table was empty
+-- must not be a scan that is still in use when it is full; nor is planning anew worth its time.
+alter role retinue_router set plan_cache_mode = force_generic_plan;
+alter role retinue_router set enable_seqscan = off;
+alter role retinue_router set enable_bitmapscan = off;
+alter role retinue_router set enable_hashjoin = off;
+alter role retinue_router set enable_mergejoin = off;
 
 create table router.contacts (
   tenant_id text not null, contact text not null, contact_id text not null,
@@ -53,6 +60,7 @@ create table router.runs (
 create unique index runs_key on router.runs (tenant_id, idem_key) where idem_key is not null;
 create unique index one_runner on router.runs (tenant_id, log_id) where state in ('running', 'waiting');
 create index runs_queued on router.runs (tenant_id, log_id, position) where state = 'queued';
+create index runs_dropped on router.runs (tenant_id, log_id) where dropped;
 create index runs_of_contact on router.runs (tenant_id, contact, run_id);
 create index runs_to_notify on router.runs (tenant_id, notify_log) where notify_log is not null;
 
@@ -63,7 +71,7 @@ create table router.events (
   time timestamptz not null default clock_timestamp(),
   primary key (tenant_id, log_id, token, n));
 create index events_of_run on router.events (tenant_id, run_id, token, n) where run_id <> '';
-create index events_messages on router.events (tenant_id, log_id, token, n) where type in ('user.message', 'assistant.message');
+create index events_messages on router.events (tenant_id, log_id, session_id, token, n) where type in ('user.message', 'assistant.message');
 
 -- Facts for a log by anyone who does not hold its lease; the next holder numbers them.
 create table router.mail (

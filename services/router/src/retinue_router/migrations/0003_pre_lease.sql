@@ -55,11 +55,12 @@ $$;
 -- The conversation so far: what was said in a session before this token, newest first. Left out: answers that
 -- were rolled back, and what the run itself recorded in earlier attempts.
 create function history_1(t text, p_log text, p_session text, p_run text, p_before bigint, p_limit int) returns jsonb language sql stable as $$
-  select coalesce(jsonb_agg(jsonb_build_object('role', h.role, 'text', h.text) order by h.token desc, h.n desc), '[]') from (
-    select case e.type when 'user.message' then 'user' else 'assistant' end as role, e.data ->> 'text' as text, e.token, e.n
-    from events e join runs r on r.tenant_id = e.tenant_id and r.run_id = e.run_id
-    where e.tenant_id = t and e.log_id = p_log and e.type in ('user.message', 'assistant.message') and e.session_id = p_session
-      and e.token < p_before and e.run_id <> p_run and not (r.dropped and e.type = 'assistant.message')
+  select coalesce(jsonb_agg(jsonb_build_object('role', case h.type when 'user.message' then 'user' else 'assistant' end, 'text', h.data ->> 'text')
+      order by h.token desc, h.n desc), '[]') from (
+    select e.type, e.data, e.token, e.n from events e
+    where e.tenant_id = t and e.log_id = p_log and e.session_id = p_session and e.type in ('user.message', 'assistant.message')
+      and e.token < p_before and e.run_id <> p_run
+      and (e.type = 'user.message' or e.run_id <> all (array(select r.run_id from runs r where r.tenant_id = t and r.log_id = p_log and r.dropped)))
     order by e.token desc, e.n desc limit p_limit) h
 $$;
 
