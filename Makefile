@@ -3,8 +3,8 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help up test check gen fmt bench release-contract clean prepare
 
-PORT ?= 8080
-STATE_DIR ?= .retinue
+PORT ?= $(or $(RETINUE_PORT),8080)
+STATE_DIR ?= $(or $(RETINUE_STATE_DIR),.retinue)
 ARGS ?=
 
 # The Python that .venv was made with comes first, so that it stays what it is.

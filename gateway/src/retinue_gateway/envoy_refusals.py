@@ -27,6 +27,8 @@ class Refusal(NamedTuple):
     """Only answers whose cause, as Envoy names it, contains this."""
     at_least: bool = False
     """Whether higher statuses are meant as well."""
+    told_as: int = 0
+    """The status that the client sees, where it is another."""
 
 
 REFUSALS = [
@@ -34,7 +36,8 @@ REFUSALS = [
     Refusal(401, 16, "CREDENTIAL_EXPIRED", "The token has expired.", detail="expired"),
     Refusal(401, 16, "CREDENTIAL_MISSING", "A bearer token is needed.", detail="missing"),
     Refusal(401, 16, "CREDENTIAL_INVALID", "The token is not valid."),
-    Refusal(403, 7, "SCOPE_MISSING"),
+    # A token for another audience is no credential here; who may do what is decided behind Envoy.
+    Refusal(403, 16, "CREDENTIAL_INVALID", "The token is not valid.", told_as=401),
     Refusal(404, 5, "ROUTE_NOT_FOUND", "There is nothing at this path for this method."),
     Refusal(413, 8, "BODY_TOO_LARGE", "The body is larger than 1 MiB."),
     Refusal(429, 8, "QUOTA_EXCEEDED", "The tenant makes more requests a second than it may."),
@@ -68,6 +71,7 @@ def _mapper(refusal: Refusal, *, openai: bool) -> Json:
         headers.append({"header": {"key": "retry-after", "value": str(RETRY_AFTER_S)}})
     return {
         "filter": {"and_filter": {"filters": filters}},
+        **({"status_code": refusal.told_as} if refusal.told_as else {}),
         "headers_to_add": headers,
         "body_format_override": {
             "json_format": _openai_body(refusal) if openai else _body(refusal),

@@ -218,10 +218,10 @@ async def test_cancelling_stops_a_run(mesh: Any, gate: asyncio.Event) -> None:
     assert (await collect(call))[-1]["event"] == "run.cancelled"
 
 
-@pytest.mark.parametrize("contact", [".", "..", "ada:stream", "e\u0301va", "a b", "x" * 129, "ada:a:cancel"])
-async def test_a_contact_that_could_be_taken_for_another_is_refused(mesh: Any, contact: str) -> None:
-    code, reason, facts = await refused(mesh.edge.SendMessage(send(contact=contact), metadata=mesh.metadata()))
-    assert (code, reason, facts["field"]) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID", "contact")
+async def test_a_contact_that_could_be_taken_for_another_is_refused(mesh: Any) -> None:
+    for contact in (".", "..", "ada:stream", "e\u0301va", "a b", "x" * 129, "ada:a:cancel"):
+        code, reason, facts = await refused(mesh.edge.SendMessage(send(contact=contact), metadata=mesh.metadata()))
+        assert (code, reason, facts["field"]) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID", "contact")
 
 
 async def test_bad_keys_and_cursors_are_refused_before_a_stream_begins(mesh: Any) -> None:

@@ -209,7 +209,7 @@ async def test_a_peer_that_does_not_read_is_closed(
         said.set()
 
     mesh.adapter.script = flood
-    client = await talker(mesh, max_queue=1)
+    client = await talker(mesh, max_queue=1, close_timeout=0.1)
     await client.ask("events.subscribe", contact="ada")
     await client.ask("messages.send", contact="ada", text="x")
     async with asyncio.timeout(20):

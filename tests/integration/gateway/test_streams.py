@@ -149,7 +149,7 @@ async def test_a_reader_that_is_too_slow_is_cut_off_and_resumes(mesh: Any) -> No
     async with asyncio.timeout(60):
         rest = b"".join([body.data async for body in mesh.edge.WatchRun(resumed, metadata=metadata)])
     assert b"event: run.succeeded" in rest
-    assert (data + rest).count(b"x") == pieces * 100_000
+    assert (data + rest).count(b"x" * 1000) == pieces * 100
 
 
 async def test_redis_that_is_emptied_mid_run_hides_nothing_durable(mesh: Any, redis_url: str) -> None:

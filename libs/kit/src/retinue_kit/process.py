@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import msgspec
 import structlog
-import uvloop
 
 from retinue_kit import config, telemetry
 from retinue_kit.server import Server
@@ -35,8 +34,7 @@ def main(name: str, settings: type[S], assemble: Assemble[S], *, grace_s: float 
         loaded = config.load(settings)
         provider = telemetry.set_up(name)
         try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_run(name, loaded, assemble, grace_s))
+            asyncio.run(_run(name, loaded, assemble, grace_s))
         finally:
             provider.shutdown()
     except config.SettingError as error:

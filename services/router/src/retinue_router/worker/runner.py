@@ -120,7 +120,7 @@ class Runner:
             await self._ring(ticket)
         if held.kind == "chat":
             parts.projector.project(ticket, held.contact)
-        log.info("run ended", run_id=held.run_id, state=ended.state, attempt=held.attempt)
+        log.debug("run ended", run_id=held.run_id, state=ended.state, attempt=held.attempt)
         return ended.next, asked_at
 
     def _ending(self, held: Held, lease: Lease, teller: Teller, attempt: Attempt, outcome: Outcome) -> Ending:

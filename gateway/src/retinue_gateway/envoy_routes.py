@@ -1,0 +1,87 @@
+"""Which request goes where, for how long, and how often."""
+
+from pathlib import Path
+from typing import Any
+
+from retinue_gateway import envoy_refusals
+from retinue_gateway.envoy_clusters import ASGI_CLUSTER, GRPC_CLUSTER
+from retinue_gateway.envoy_filters import (
+    BODY_SIZE_MAX_BYTES,
+    EDGE_SERVICE,
+    FILTERS,
+    OPEN_PATHS,
+    OPEN_PREFIXES,
+    transcoder,
+)
+
+Json = dict[str, Any]
+
+UNARY_TIMEOUT_S = 75
+"""Backstop for calls that answer once; the longest wait a client may ask for is 60 s."""
+
+SOCKET_IDLE_TIMEOUT_S = 3600
+"""A WebSocket without a frame in either direction."""
+
+RETRIES_MAX = 3
+"""Further tries where nothing has reached the gateway yet; with their backoff they span a few hundred milliseconds."""
+
+_STREAMING_METHODS = ("StreamMessage", "WatchContact", "WatchRun")
+
+
+def routes(descriptor: Path) -> Json:
+    """Make the route configuration."""
+    untraced = {
+        "client_sampling": {"numerator": 0},
+        "random_sampling": {"numerator": 0},
+        "overall_sampling": {"numerator": 0},
+    }
+    plain = {  # what ASGI answers is not transcoded
+        "envoy.filters.http.grpc_json_transcoder": transcoder(descriptor, [])
+    }
+    bounded = {
+        "envoy.filters.http.buffer": {
+            "@type": f"{FILTERS}.buffer.v3.BufferPerRoute",
+            "buffer": {"max_request_bytes": BODY_SIZE_MAX_BYTES},
+        }
+    }
+
+    def asgi(path: str, method: str, timeout_s: int, **more: object) -> Json:
+        header = {"name": ":method", "string_match": {"exact": method}}
+        action: Json = {"cluster": ASGI_CLUSTER, "timeout": f"{timeout_s}s"}
+        if path == "/v1/ws":
+            action |= {"idle_timeout": f"{SOCKET_IDLE_TIMEOUT_S}s", "upgrade_configs": [{"upgrade_type": "websocket"}]}
+        else:
+            action["retry_policy"] = _retries()
+        return {"match": {"path": path, "headers": [header]}, "route": action, **more}
+
+    def grpc(prefix: str, timeout_s: int, **more: object) -> Json:
+        action = {"cluster": GRPC_CLUSTER, "timeout": f"{timeout_s}s", "retry_policy": _retries()}
+        return {"match": {"prefix": prefix}, "route": action, **more}
+
+    listed = [asgi(path, "GET", 10, typed_per_filter_config=plain, tracing=untraced) for path in OPEN_PATHS]
+    listed += [
+        asgi("/v1/ws", "GET", 0, typed_per_filter_config=plain),
+        asgi("/v1/models", "GET", 10, typed_per_filter_config=plain),
+        asgi("/v1/chat/completions", "POST", 0, typed_per_filter_config={**plain, **bounded}),
+    ]
+    # A transcoded request is routed a second time, by its method.
+    listed += [grpc(f"/{EDGE_SERVICE}/{method}", 0) for method in _STREAMING_METHODS]
+    listed += [grpc(f"/{EDGE_SERVICE}/", UNARY_TIMEOUT_S), grpc("/v1/", 0, typed_per_filter_config=bounded)]
+    listed += [grpc(prefix, 0, tracing=untraced) for prefix in OPEN_PREFIXES]
+    # Nothing else of what the gateway serves to the mesh is reachable from outside.
+    listed.append({"match": {"prefix": "/"}, "direct_response": {"status": 404}, "typed_per_filter_config": plain})
+    return {
+        "name": "edge",
+        "virtual_hosts": [{"name": "edge", "domains": ["*"], "routes": listed}],
+        "response_headers_to_add": [envoy_refusals.TRACE_ID_HEADER],
+        "response_headers_to_remove": ["grpc-accept-encoding"],
+    }
+
+
+def _retries() -> Json:
+    # Only where the request has not been sent, so that even what must not happen twice may be tried again.
+    return {
+        "retry_on": "connect-failure,refused-stream,reset-before-request",
+        "num_retries": RETRIES_MAX,
+        "retry_back_off": {"base_interval": "0.1s", "max_interval": "0.5s"},
+    }

@@ -1,0 +1,54 @@
+"""The OpenAPI document is what the contract makes of it."""
+
+import json
+from importlib import resources
+
+import pytest
+from retinue_gateway import openapi
+
+
+@pytest.fixture(scope="module")
+def committed() -> str:
+    return resources.files("retinue_gateway").joinpath("openapi.json").read_text("utf-8")
+
+
+def test_the_committed_document_is_the_one_that_the_contract_makes(committed: str) -> None:
+    assert committed == openapi.build(), (
+        "run: python -m retinue_gateway.openapi > gateway/src/retinue_gateway/openapi.json"
+    )
+
+
+def test_every_call_of_the_contract_is_in_it(committed: str) -> None:
+    api = json.loads(committed)
+    described = {operation["operationId"] for path in api["paths"].values() for operation in path.values()}
+    assert {method.name for method in openapi.Contract().methods} <= described
+
+
+def test_every_reference_leads_somewhere(committed: str) -> None:
+    api = json.loads(committed)
+
+    def walk(value: object) -> None:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                place = api
+                for name in value["$ref"].removeprefix("#/").split("/"):
+                    place = place[name]
+            for part in value.values():
+                walk(part)
+        elif isinstance(value, list):
+            for part in value:
+                walk(part)
+
+    walk(api)
+
+
+def test_limits_and_comments_are_in_it(committed: str) -> None:
+    api = json.loads(committed)
+    operation = api["paths"]["/v1/contacts/{contact}/messages"]["post"]
+    body = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert body["required"] == ["text"]
+    assert (body["properties"]["text"]["minLength"], body["properties"]["text"]["maxLength"]) == (1, 100_000)
+    assert "reject" in body["properties"]["on_busy"]["enum"]
+    assert operation["parameters"][0]["schema"]["maxLength"] == 128
+    assert "Idempotency-Key" in [parameter["name"] for parameter in operation["parameters"]]
+    assert all(field["description"] for field in body["properties"].values())
