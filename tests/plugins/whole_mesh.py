@@ -69,6 +69,14 @@ class Mesh:
         """What runs, by name."""
         return {p["name"]: p for p in json.loads(self.command("status", "--json", check=False).stdout)}
 
+    def socket(self, name: str) -> str:
+        """Name the unix socket of a process."""
+        return str(self.processes()[name]["address"]).removeprefix("unix:")
+
+    def dsn(self) -> str:
+        """The database, as its superuser, for whom there are no walls."""
+        return f"postgresql://postgres@/retinue?host={Path(self.socket('postgres')).parent}"
+
     def kill(self, name: str, number: int = signal.SIGKILL) -> int:
         """Send a signal to one process of the mesh; answers its pid."""
         pid = int(self.processes()[name]["pid"])

@@ -84,7 +84,7 @@ def parse(body: bytes, runtimes: list[str]) -> Ask:
     """Read a request. Raises ApiError."""
     try:
         request = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise ApiError(400, "The body is not valid JSON.") from None
     if not isinstance(request, dict):
         raise ApiError(400, "The body must be a JSON object.")

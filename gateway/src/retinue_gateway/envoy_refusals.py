@@ -48,10 +48,12 @@ REFUSALS = [
 """In the order they are looked at; the last two are for what the ones before do not name."""
 
 _OPENAI_TYPES = {
-    3: "invalid_request_error",
-    5: "invalid_request_error",
-    8: "rate_limit_error",
-    16: "authentication_error",
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
 }
 
 
@@ -91,7 +93,7 @@ def _body(refusal: Refusal) -> Json:
 
 
 def _openai_body(refusal: Refusal) -> Json:
-    kind = _OPENAI_TYPES.get(refusal.code, "server_error")
+    kind = _OPENAI_TYPES.get(refusal.status, "server_error")
     return {"error": {"message": _message(refusal), "type": kind, "code": refusal.reason.lower(), "param": None}}
 
 

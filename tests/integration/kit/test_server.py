@@ -106,6 +106,15 @@ async def test_a_field_out_of_its_limits_is_named(stub, request_, field):
     assert (info.reason, info.domain, dict(info.metadata)) == ("FIELD_INVALID", "retinue", {"field": field})
 
 
+@pytest.mark.parametrize("data", [b"\x0a\x01\xff", b"nonsense"])
+async def test_bytes_that_are_no_message_are_refused_like_any_bad_request(peer, address, data):
+    method = f"/{POLICY}/Decide"
+    error, status, info, _ = await status_of(peer("policy", address).channel.unary_unary(method)(data))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert info.reason == "FIELD_INVALID"
+    assert "DecodeError" not in status.message
+
+
 async def test_an_exception_that_is_not_ours_is_internal_with_a_fixed_sentence(stub, servicer):
     async def script():
         raise ValueError("select secret from table")

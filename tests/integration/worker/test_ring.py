@@ -47,9 +47,10 @@ async def test_fair_share_weights_are_met(ring, weight, share):
 
 
 async def test_a_log_is_in_the_ring_once(ring):
+    await ring.push("z", "log_0")
     await ring.push("a", "log_1")
     await ring.push("a", "log_1")
-    assert await pops(ring, 2) == ["a", None]
+    assert await pops(ring, 3) == ["z", "a", None]
     assert not await ring.waiting()
 
 
@@ -64,16 +65,17 @@ async def test_bounded_a_tenant_at_its_limit_waits_until_a_slot_is_given_back(ri
     assert (await ring.pop(10)).ticket == Ticket("a", "log_2")
 
 
-async def test_a_slot_that_nobody_keeps_expires(ring):
+async def test_a_slot_that_nobody_keeps_expires(ring, client):
     await ring.tell_limits("a", 1, 1.0)
     await ring.push("a", "log_1")
     await ring.push("a", "log_2")
-    first = await ring.pop(-1)  # its lease is over already
-    assert (await ring.pop(10)).ticket == Ticket("a", "log_2")
-    assert first.ticket == Ticket("a", "log_1")
+    assert (await ring.pop()).ticket == Ticket("a", "log_1")
+    assert await ring.pop() is None
+    await client.zadd("{r:chat}:run:a", {"log_1": 0})  # its lease is long over
+    assert (await ring.pop()).ticket == Ticket("a", "log_2")
     await ring.push("a", "log_3")
     await ring.held([Ticket("a", "log_2")], 10)
-    assert await ring.pop(10) is None
+    assert await ring.pop() is None
 
 
 async def test_an_empty_ring_keeps_no_tickets_that_would_wake_workers_for_nothing(ring, client):
@@ -81,3 +83,25 @@ async def test_an_empty_ring_keeps_no_tickets_that_would_wake_workers_for_nothin
         await ring.push("a", f"log_{i}")
     await pops(ring, 6)
     assert await client.llen("{r:chat}:bell") == 0
+
+
+async def test_while_nothing_waits_a_log_is_handed_over_with_the_bell(ring, client):
+    await ring.push("a", "log_1")
+    assert not await client.exists("{r:chat}:ring")
+    assert await ring.wait_for_bell(client, 1) == Ticket("a", "log_1")
+    await ring.push("a", "log_2")
+    await ring.push("b", "log_3")
+    assert await ring.wait_for_bell(client, 1) is None  # the newest ticket names nothing
+    assert (await ring.pop()).ticket == Ticket("a", "log_2"), "what was handed over comes first"
+    assert (await ring.pop()).ticket == Ticket("b", "log_3")
+
+
+async def test_a_tenant_at_its_limit_is_not_handed_a_slot(ring, client):
+    await ring.tell_limits("a", 1, 1.0)
+    await ring.push("a", "log_1")
+    assert await ring.wait_for_bell(client, 1) == Ticket("a", "log_1")
+    await ring.push("a", "log_2")
+    assert await ring.waiting()
+    assert await ring.pop() is None
+    await ring.done(Ticket("a", "log_1"))
+    assert (await ring.pop()).ticket == Ticket("a", "log_2")

@@ -1,6 +1,7 @@
 """A service's life: settings, telemetry, assembly, signals, drain."""
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,10 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 DRAIN_GRACE_S = 10.0
 """Time for calls under way when the process is told to stop; orchestrators usually give thirty seconds."""
+
+COLLECT_AFTER = (20_000, 50, 100)
+"""Python's collector runs after so many new objects, far less often than by default: almost all that a call makes is
+freed by counting. Measured at 32 clients, a turn costs a tenth less."""
 
 EXIT_SETTINGS = 2
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -50,6 +55,9 @@ async def _run(name: str, settings: S, assemble: Assemble[S], grace_s: float) ->
     async with AsyncExitStack() as stack:
         server = await assemble(settings, stack)
         await server.start()
+        gc.collect()
+        gc.freeze()  # what was imported stays for good: no collection needs to look at it again
+        gc.set_threshold(*COLLECT_AFTER)
         log.info("serving", address=server.address)
         await stop.wait()
         log.info("draining")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import grpc
 import protovalidate
 import structlog
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
@@ -62,6 +62,18 @@ def validate(request: Message) -> None:
         raise RetinueError.field(field, violation.message) from None
 
 
+def _lenient(parse: Callable[[bytes], Message]) -> Callable[[bytes], Message | None]:
+    """Read a request, None if it cannot be read: gRPC itself would answer UNKNOWN with the parser's own words."""
+
+    def read(data: bytes) -> Message | None:
+        try:
+            return parse(data)
+        except DecodeError:
+            return None
+
+    return read
+
+
 def _check_tenant(request: Message, identity: tenancy.Identity) -> None:
     """Refuse a request for one tenant that comes with the identity of another: a mix-up of ours, not of a client's."""
     asked = getattr(request, "tenant_id", "")
@@ -74,7 +86,7 @@ def text_metadata(context: Serving) -> dict[str, str]:
     return {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
 
 
-def _begin(method: str, request: Message, context: Serving) -> trace.Span:
+def _begin(method: str, request: Message | None, context: Serving) -> trace.Span:
     """What happens before each call, each step with its reason. Contexts end with the call's own task."""
     metadata = text_metadata(context)
     span = telemetry.start_server_span(method[1:], metadata.get("traceparent", ""))  # first: all that follows is seen
@@ -128,11 +140,11 @@ class Steps(grpc.aio.ServerInterceptor):
     def _wrap(self, method: str, handler: Any) -> Handler:
         # The contract has no client streams, so the request is always one message.
         codec = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": _lenient(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
 
-        async def unary(request: Message, context: Serving) -> object:
+        async def unary(request: Message | None, context: Serving) -> object:
             span = _begin(method, request, context)
             try:
                 self._admit(method, request, context)
@@ -145,7 +157,7 @@ class Steps(grpc.aio.ServerInterceptor):
             finally:
                 span.end()
 
-        async def stream(request: Message, context: Serving) -> AsyncIterator[object]:
+        async def stream(request: Message | None, context: Serving) -> AsyncIterator[object]:
             span = _begin(method, request, context)
             try:
                 self._admit(method, request, context)
@@ -162,11 +174,13 @@ class Steps(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(stream, **codec)
         return grpc.unary_unary_rpc_method_handler(unary, **codec)
 
-    def _admit(self, method: str, request: Message, context: Serving) -> None:
+    def _admit(self, method: str, request: Message | None, context: Serving) -> None:
         if self.draining:
             raise RetinueError(Reason.DRAINING, "This process is stopping; try again.", retry_after_s=RETRY_AFTER_S)
         if self._gate is not None:
             self._gate(method, text_metadata(context))
+        if request is None:
+            raise RetinueError.field("request", "must be a message of the contract, its strings UTF-8.")
         _check_tenant(request, tenancy.current())
         validate(request)
 

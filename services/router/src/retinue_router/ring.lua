@@ -3,10 +3,22 @@
 -- :ring  list of tenants with waiting logs      :on   set of the same       :q:T   list of T's waiting logs
 -- :in    set "T|log": in a queue already        :def  hash of deficits      :w     hash of weights, 1 where absent
 -- :lim   hash of limits of runs at once         :seen tenant at the head has had its quantum
--- :run:T zset log -> end of lease (in flight)   :bell list of tickets that wake blocked workers
+-- :run:T zset log -> end of lease (in flight)   :bell list of tickets that wake blocked workers: "1", or "T|log" itself
+--
+-- While nothing waits at all, a log is handed over with the ticket: the worker that it wakes need not ask for it. There is
+-- at most one such ticket, the oldest in the bell, and pop looks at it first, so that it never waits behind the ring.
 local P, op = KEYS[1], ARGV[1]
-if op == 'push' then                                   -- tenant, log, tickets to keep at most
+if op == 'push' then                       -- tenant, log, tickets to keep at most, now, limit where none is set, lease
   local t, s = ARGV[2], ARGV[3]
+  if redis.call('EXISTS', P .. ':ring', P .. ':bell') == 0 then
+    local run, limit = P .. ':run:' .. t, tonumber(redis.call('HGET', P .. ':lim', t) or ARGV[6])
+    redis.call('ZREMRANGEBYSCORE', run, '-inf', ARGV[5])
+    if redis.call('ZCARD', run) < limit then
+      redis.call('ZADD', run, ARGV[5] + ARGV[7], s)
+      redis.call('RPUSH', P .. ':bell', t .. '|' .. s)
+      return 1
+    end
+  end
   if redis.call('SADD', P .. ':in', t .. '|' .. s) == 0 then return 0 end
   redis.call('RPUSH', P .. ':q:' .. t, s)
   if redis.call('SADD', P .. ':on', t) == 1 then redis.call('RPUSH', P .. ':ring', t) end
@@ -35,6 +47,12 @@ if op == 'limits' then                                 -- tenant, limit, weight
 end
 -- pop: now, limit where none is set, lease, rounds at most
 local now, default_limit, lease = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local head = redis.call('LINDEX', P .. ':bell', 0)
+if head and head ~= '1' then
+  redis.call('LPOP', P .. ':bell')
+  local t, s = string.match(head, '^(.-)|(.*)$')
+  return {t, s, redis.call('EXISTS', P .. ':ring')}
+end
 local rounds = math.min(tonumber(ARGV[5]), 10 * (1 + redis.call('LLEN', P .. ':ring')))
 for _ = 1, rounds do
   local t = redis.call('LINDEX', P .. ':ring', 0)

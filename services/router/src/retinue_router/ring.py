@@ -21,6 +21,9 @@ TICKETS_MAX = 10_000
 ROUNDS_MAX = 10_000
 """Steps of one pop, so that a ring of many tenants at their limits cannot hold Redis up for long."""
 
+SLOT_LEASE_S = 10.0
+"""A slot of a tenant's limit that nobody keeps is free again after this."""
+
 LIMIT_DEFAULT = 64
 """Runs at once of a tenant that no worker has heard the limit of yet."""
 
@@ -55,9 +58,9 @@ class Ring:
 
     async def push(self, tenant_id: str, log_id: str) -> None:
         """Put a log into its tenant's queue, once, and ring."""
-        await self._run("push", tenant_id, log_id, TICKETS_MAX)
+        await self._run("push", tenant_id, log_id, TICKETS_MAX, time.time(), LIMIT_DEFAULT, SLOT_LEASE_S)
 
-    async def pop(self, lease_s: float) -> Popped | None:
+    async def pop(self, lease_s: float = SLOT_LEASE_S) -> Popped | None:
         """Take the fairest waiting log and a slot of its tenant; None if nothing may be taken now."""
         answer = await self._run("pop", time.time(), LIMIT_DEFAULT, lease_s, ROUNDS_MAX)
         if not answer:
@@ -93,16 +96,21 @@ class Ring:
     async def waiting(self) -> bool:
         """Whether any log waits in the ring."""
         try:
-            return bool(await self._redis.exists(f"{self._prefix}:ring"))
+            return bool(await self._redis.exists(f"{self._prefix}:ring", f"{self._prefix}:bell"))
         except (RedisError, OSError) as error:
             raise RetinueError.unavailable("redis", private=str(error)) from error
 
-    async def wait_for_bell(self, blocking: "redis.asyncio.Redis", timeout_s: int) -> None:
-        """Block until somebody rings, at most this long; `blocking` is a client made for it."""
+    async def wait_for_bell(self, blocking: "redis.asyncio.Redis", timeout_s: int) -> Ticket | None:
+        """Block until somebody rings, at most this long; `blocking` is a client made for it.
+
+        Answers the log that was handed over with the ticket, None where the ring is to be asked.
+        """
         try:
-            await blocking.brpop([f"{self._prefix}:bell"], timeout=timeout_s)
+            answer: tuple[bytes, bytes] | None = await blocking.brpop([f"{self._prefix}:bell"], timeout=timeout_s)
         except (RedisError, OSError) as error:
             raise RetinueError.unavailable("redis", private=str(error)) from error
+        tenant_id, handed, log_id = answer[1].decode().partition("|") if answer else ("", "", "")
+        return Ticket(tenant_id, log_id) if handed else None
 
     async def _run(self, operation: str, *arguments: str | float) -> list[bytes]:
         try:

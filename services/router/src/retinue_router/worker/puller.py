@@ -20,9 +20,6 @@ SWEEP_GRACE_S = 0.5
 """What is due for less than this was most likely rung and is on its way."""
 
 SWEEP_ROWS_MAX = 500
-SLOT_LEASE_S = 10.0
-"""A slot of a tenant's limit that nobody keeps is free again after this."""
-
 _SWEEP_LOCK = 0x52E7_1BE1
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -104,8 +101,11 @@ class Puller:
 
     async def _pull(self) -> bool:
         if self._dry:
-            await self._ring.wait_for_bell(self._blocking, BELL_WAIT_S)
-        popped = await self._ring.pop(SLOT_LEASE_S)
+            ticket = await self._ring.wait_for_bell(self._blocking, BELL_WAIT_S)
+            if ticket is not None:
+                self._start(ticket)
+                return True
+        popped = await self._ring.pop()
         self._dry = popped is None or not popped.more
         # As long as slots are free here, whatever waits is taken at once: nobody needs to make room.
         self._runner.crowded = not self._dry
