@@ -108,7 +108,7 @@ async def test_a_contacts_name_may_be_of_any_script(client, name, contact):
 
 @pytest.mark.parametrize(
     "name",
-    ["%20", "a%20b", "a%3Fb", "a%23", "a%25", "a%0Ab", "a%5Cb", "😀", "a%E2%80%8B", "x" * 129, "e%CC%81", "%FF", "a%80b"],
+    ["%20", "a%20b", "a%3Fb", "a%23", "a%25", "a%0Ab", "😀", "a%E2%80%8B", "x" * 129, "e%CC%81", "%FF", "a%80b"],
 )
 async def test_a_malformed_contacts_name_is_refused(client, name):
     for method, path, body in (
@@ -135,7 +135,7 @@ async def test_dots_and_slashes_lead_nowhere(client):
     for name in ("..", "%2e%2e", "../contacts", "%2E%2E", "..;", "."):
         answer = await client.put(f"/v1/contacts/{name}", json={})
         assert answer.status_code in (400, 404), name
-    for name in ("a%2Fb", "..%2F..%2Fetc", "a%00b"):
+    for name in ("a%2Fb", "..%2F..%2Fetc", "a%00b", "a%5Cb"):
         answer = await client.get(f"/v1/contacts/{name}")
         assert answer.status_code == 400
         assert answer.json()["details"][0]["reason"] == "FIELD_INVALID"

@@ -6,7 +6,7 @@ Nothing here is the truth: a lost ring costs the time until the sweeper rings ag
 import time
 from collections.abc import Sequence
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import redis.asyncio
 from redis.exceptions import RedisError
@@ -106,7 +106,7 @@ class Ring:
         Answers the log that was handed over with the ticket, None where the ring is to be asked.
         """
         try:
-            answer: tuple[bytes, bytes] | None = await blocking.brpop([f"{self._prefix}:bell"], timeout=timeout_s)
+            answer: Any = await blocking.brpop([f"{self._prefix}:bell"], timeout=timeout_s)
         except (RedisError, OSError) as error:
             raise RetinueError.unavailable("redis", private=str(error)) from error
         tenant_id, handed, log_id = answer[1].decode().partition("|") if answer else ("", "", "")

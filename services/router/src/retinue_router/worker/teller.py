@@ -124,7 +124,9 @@ class Teller:
         self._unrecorded.clear()
         if entries:
             self._prev = entries[-1].cursor
-            batch = [*self._take_frozen(), *entries]
+            # A commit also writes what was told before, such as run.started: in a stream that is gone it comes first.
+            facts = {entry.cursor: entry for entry in [*self._take_frozen(), *entries]}
+            batch = [facts[cursor] for cursor in sorted(facts)]
             await self._append(batch, Opening.CLAIM if batch[0].kind is Kind.MARK else Opening.COMMITTED)
 
     def _hurry(self) -> None:
