@@ -15,7 +15,16 @@ def path(contact):
 
 @pytest.mark.parametrize(
     "body",
-    [b"{", b"[]", b'"text"', b"text=hello", b"<text/>", b'{"text":"x"} more', b'{"text":"a\xffb"}', b'{"text":"\\ud800"}'],
+    [
+        b"{",
+        b"[]",
+        b'"text"',
+        b"text=hello",
+        b"<text/>",
+        b'{"text":"x"} more',
+        b'{"text":"a\xffb"}',
+        b'{"text":"\\ud800"}',
+    ],
 )
 @pytest.mark.parametrize("call", ["messages", "messages:stream"])
 async def test_a_body_that_is_not_the_json_asked_for_is_refused(client, contact, body, call):

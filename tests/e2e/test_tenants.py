@@ -88,7 +88,9 @@ async def test_no_cross_tenant_a_foreign_contacts_stream_is_that_of_an_own_one_n
     path = f"/v1/contacts/{contact}/events"
     async with client.stream("GET", path, params={"after": "0-0"}) as response:
         assert response.status_code == 200
-        own = (await client.post(f"/v1/contacts/{contact}/messages", json={"text": "#echo=own"})).json()["run"]["run_id"]
+        own = (await client.post(f"/v1/contacts/{contact}/messages", json={"text": "#echo=own"})).json()["run"][
+            "run_id"
+        ]
         told = ""
         async for part in response.aiter_text():
             told += part

@@ -5,7 +5,18 @@ from typing import Any
 import httpx
 
 TRACE_ID_LENGTH = 32
-INNARDS = ("Traceback", 'File "', "<class", "asyncpg", "grpc.", "select ", "insert into", "router.", "directory.", "/src/")
+INNARDS = (
+    "Traceback",
+    'File "',
+    "<class",
+    "asyncpg",
+    "grpc.",
+    "select ",
+    "insert into",
+    "router.",
+    "directory.",
+    "/src/",
+)
 """Words that only our own code says; none may reach a client."""
 
 

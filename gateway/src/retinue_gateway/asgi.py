@@ -13,6 +13,10 @@ from retinue_gateway import encode
 BODY_SIZE_MAX_BYTES = 1024 * 1024
 """A request's body, as the public contract bounds it."""
 
+DRAINED_SIZE_MAX_BYTES = 16 * BODY_SIZE_MAX_BYTES
+"""What is read, and thrown away, of a body that is too large: a client that is cut off while it sends does not always
+come to read why."""
+
 STATUSES = {
     Code.CANCELLED: 499,
     Code.INVALID_ARGUMENT: 400,
@@ -60,7 +64,7 @@ class Request:
     async def body(self) -> bytes:
         """Read the whole body. Raises RetinueError(BODY_TOO_LARGE), ConnectionError if the client leaves."""
         length = self.headers.get("content-length", "")
-        if length.isdigit() and int(length) > BODY_SIZE_MAX_BYTES:
+        if length.isdigit() and int(length) > DRAINED_SIZE_MAX_BYTES:
             raise _too_large()
         pieces: list[bytes] = []
         size = 0
@@ -71,10 +75,13 @@ class Request:
                 raise ConnectionError("the client left")
             piece = message.get("body", b"")
             size += len(piece)
-            if size > BODY_SIZE_MAX_BYTES:
-                raise _too_large()
-            pieces.append(piece)
+            if size <= BODY_SIZE_MAX_BYTES:
+                pieces.append(piece)
+            elif size > DRAINED_SIZE_MAX_BYTES:
+                break
             more = message.get("more_body", False)
+        if size > BODY_SIZE_MAX_BYTES:
+            raise _too_large()
         return b"".join(pieces)
 
     async def left(self) -> None:
@@ -135,6 +142,7 @@ class App:
 
 
 async def _not_found(request: Request) -> None:
+    await request.body()  # Envoy sends here what is too large, whatever it is
     raise RetinueError(Reason.ROUTE_NOT_FOUND, "There is nothing at this path for this method.")
 
 

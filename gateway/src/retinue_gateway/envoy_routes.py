@@ -16,6 +16,9 @@ from retinue_gateway.envoy_filters import (
 
 Json = dict[str, Any]
 
+DRAIN_TIMEOUT_S = 30
+"""How long a body that is too large may take to be read and thrown away; as long as any request may take to arrive."""
+
 UNARY_TIMEOUT_S = 75
 """Backstop for calls that answer once; the longest wait a client may ask for is 60 s."""
 
@@ -58,7 +61,16 @@ def routes(descriptor: Path) -> Json:
         action = {"cluster": GRPC_CLUSTER, "timeout": f"{timeout_s}s", "retry_policy": _retries()}
         return {"match": {"prefix": prefix}, "route": action, **more}
 
-    listed = [asgi(path, "GET", 10, typed_per_filter_config=plain, tracing=untraced) for path in OPEN_PATHS]
+    # What says that it is too large is read to its end there: cut off here, a client may not come to read why.
+    too_large = {"name": "content-length", "range_match": {"start": BODY_SIZE_MAX_BYTES + 1, "end": 2**63 - 1}}
+    listed: list[Json] = [
+        {
+            "match": {"prefix": "/v1/", "headers": [too_large]},
+            "route": {"cluster": ASGI_CLUSTER, "timeout": f"{DRAIN_TIMEOUT_S}s"},
+            "typed_per_filter_config": plain,
+        }
+    ]
+    listed += [asgi(path, "GET", 10, typed_per_filter_config=plain, tracing=untraced) for path in OPEN_PATHS]
     listed += [
         asgi("/v1/ws", "GET", 0, typed_per_filter_config=plain),
         asgi("/v1/models", "GET", 10, typed_per_filter_config=plain),

@@ -150,15 +150,29 @@ async def test_bodies_are_bounded(mesh, client):
     headers = {**mesh.bearer(), "content-type": "application/json"}
     size = envoy_filters.BODY_SIZE_MAX_BYTES
     below = b'{"text": "hi", "pad": "' + b"x" * (size - 100) + b'"}'
+
+    async def above():
+        for _ in range(17):
+            yield b"x" * (size // 16)
+
     assert (await client.post("/v1/contacts/a/messages", content=below, headers=headers)).status_code == 200
-    above = b'{"text": "hi", "pad": "' + b"x" * size + b'"}'
-    answer = await client.post("/v1/contacts/a/messages", content=above, headers=headers)
+    answer = await client.post("/v1/contacts/a/messages", content=above(), headers=headers)
     assert_refused(answer, 413, 8, "BODY_TOO_LARGE")
     assert (await client.post("/v1/chat/completions", content=below, headers=headers)).status_code == 200
-    answer = await client.post("/v1/chat/completions", content=above, headers=headers)
+    answer = await client.post("/v1/chat/completions", content=above(), headers=headers)
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "body_too_large"
     assert mesh.asgi.body_sizes[-1] == len(below)
+
+
+async def test_a_body_that_says_it_is_too_large_is_left_to_who_reads_it_to_its_end(mesh, client):
+    size = 10 * envoy_filters.BODY_SIZE_MAX_BYTES
+    for path in ("/v1/contacts/a/messages", "/v1/contacts/a/messages:stream", "/v1/chat/completions"):
+        await client.post(path, content=b"x" * size, headers=mesh.bearer())
+        assert mesh.asgi.body_sizes[-1] == size
+        assert mesh.edge.requests == []
+    answer = await client.post("/v1/contacts/a/messages", content=b"x" * 2 * envoy_filters.BODY_SIZE_MAX_BYTES)
+    assert_refused(answer, 401, 16, "CREDENTIAL_MISSING")
 
 
 async def test_large_answers_pass(mesh, client):

@@ -109,6 +109,7 @@ def service_environ(ground: Ground, name: str) -> dict[str, str]:
         environ[f"RETINUE_{neighbour.upper().replace('-', '_')}_ADDRESS"] = folders.address(neighbour)
     environ |= {
         "RETINUE_ADDRESS": folders.address(name),
+        "RETINUE_NAME": name,
         "RETINUE_REDIS_URL": f"unix://{folders.socket('redis')}",
         "RETINUE_WORKSPACES_DIR": str(folders.workspaces),
         "RETINUE_TRACE_DIR": str(folders.traces),

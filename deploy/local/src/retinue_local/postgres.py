@@ -53,8 +53,6 @@ SETTINGS = {
     "max_wal_senders": "0",
     "max_wal_size": "1GB",
     "checkpoint_timeout": "15min",
-    # Reads come from memory: processes that read ahead would only idle.
-    "io_method": "sync",
     # What was acknowledged is on the disk.
     "fsync": "on",
     "synchronous_commit": "on",

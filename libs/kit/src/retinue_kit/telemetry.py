@@ -33,14 +33,17 @@ def set_up(service: str, environ: Mapping[str, str] | None = None) -> TracerProv
     """Begin tracing and logging for this process.
 
     Spans go to RETINUE_TRACE_DIR (one file a process) and to OTEL_EXPORTER_OTLP_ENDPOINT, each where set. Whether a
-    trace is recorded was decided at the edge; what begins here without a parent is not.
+    trace is recorded was decided at the edge; what begins here without a parent is not. RETINUE_NAME tells processes of
+    one service apart.
     """
     global _tracer
     environ = os.environ if environ is None else environ
-    provider = TracerProvider(resource=Resource.create({"service.name": service}), sampler=ParentBased(ALWAYS_OFF))
+    instance = environ.get("RETINUE_NAME", service)
+    resource = Resource.create({"service.name": service, "service.instance.id": instance})
+    provider = TracerProvider(resource=resource, sampler=ParentBased(ALWAYS_OFF))
     folder, endpoint = environ.get("RETINUE_TRACE_DIR"), environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     if folder:
-        local = LocalSpanExporter(Path(folder) / f"{service}.jsonl", service)
+        local = LocalSpanExporter(Path(folder) / f"{instance}.jsonl", service)
         provider.add_span_processor(
             BatchSpanProcessor(local, max_queue_size=QUEUE_SPANS_MAX, schedule_delay_millis=EXPORT_DELAY_MS)
         )
@@ -51,7 +54,7 @@ def set_up(service: str, environ: Mapping[str, str] | None = None) -> TracerProv
         exporter = OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"))
         provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=QUEUE_SPANS_MAX))
     _tracer = provider.get_tracer("retinue")
-    _set_up_logs(service, environ.get("RETINUE_LOG_LEVEL", "info"))
+    _set_up_logs(instance, environ.get("RETINUE_LOG_LEVEL", "info"))
     return provider
 
 

@@ -1,7 +1,6 @@
 """Assembles a worker: stores, ring, bus, neighbours, and the loops that it lives on."""
 
 import asyncio
-import os
 from contextlib import AsyncExitStack
 
 from retinue_kit import ids, postgres, process, streams
@@ -82,4 +81,4 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
 
 
 if __name__ == "__main__":
-    process.main(os.environ.get("RETINUE_NAME", "worker"), Settings, assemble)
+    process.main("worker", Settings, assemble)
