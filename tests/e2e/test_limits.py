@@ -101,9 +101,7 @@ async def test_bounded_a_large_frame_is_refused_and_the_mesh_goes_on(mesh, watch
     async with websockets.connect(url, additional_headers=headers, proxy=None) as ours:
         await ours.recv()
         with pytest.raises(websockets.ConnectionClosed):
-            for _ in range(16):
-                await ours.send("x" * 4 * MIB)
-            await ours.recv()
+            await asyncio.gather(*(ours.send("x" * 4 * MIB) for _ in range(16)), ours.recv())
     assert memory.grown()["gateway"] < 24 * MIB
 
 

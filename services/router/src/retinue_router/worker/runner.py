@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 import structlog
+from opentelemetry.trace import Span
 from retinue_kit import ids, telemetry, tenancy
 from retinue_kit.clock import Clock
 from retinue_kit.errors import Reason, RetinueError
@@ -89,14 +90,16 @@ class Runner:
                 "run.attempt": held.attempt,
                 "queue.wait_ms": round(held.queued_s * 1000, 3),
             },
-        ):
+        ) as span:
             lease = parts.keeper.add(ticket, held.token, asked_at)
             try:
-                return await self._attempt(ticket, holder, held, lease)
+                return await self._attempt(ticket, holder, held, lease, span)
             finally:
                 parts.keeper.remove(lease)
 
-    async def _attempt(self, ticket: Ticket, holder: str, held: Held, lease: Lease) -> tuple[Held | None, float]:
+    async def _attempt(
+        self, ticket: Ticket, holder: str, held: Held, lease: Lease, span: Span
+    ) -> tuple[Held | None, float]:
         parts = self._parts
         teller = Teller(parts.bus, ticket, held, lambda: parts.keeper.confirm(lease))
         attempt = Attempt(
@@ -104,6 +107,8 @@ class Runner:
             parts.runtimes, parts.clock,
         )  # fmt: skip
         outcome = await attempt.run()
+        if outcome.state == "failed":
+            telemetry.fail(span, "attempt failed")
         await teller.freeze()
         if outcome.parked:
             if outcome.ring:
