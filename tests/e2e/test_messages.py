@@ -1,6 +1,7 @@
 """A client sends messages and reads answers, over HTTP and SSE."""
 
 import asyncio
+import json
 
 import pytest
 import pytest_asyncio
@@ -45,6 +46,15 @@ async def test_a_streamed_message_tells_the_whole_run(stream, contact):
         assert frame["data"]["run_id"] == frames[1]["data"]["run_id"]
         assert frame["data"]["time"].endswith("Z")
     assert frames[-1]["data"]["data"]["usage"]["output_tokens"] == 5
+
+
+async def test_a_card_is_an_event_of_its_own_and_no_part_of_the_text(client, stream, contact):
+    card = {"kind": "weather", "title": "Rome", "body": {"degrees": 20}}
+    frames = await stream(contact, f"#echo=See:\n```card\n{json.dumps(card)}\n```\nDone.")
+    assert [f["data"]["data"] for f in frames if f["event"] == "card"] == [card]
+    assert "weather" not in text_of(frames)
+    again = await client.get(f"/v1/runs/{frames[-1]['data']['run_id']}/events")
+    assert '"kind":"weather"' in again.text.replace(": ", ":")
 
 
 async def test_a_message_is_accepted_at_once_and_its_run_can_be_waited_for(client, contact):

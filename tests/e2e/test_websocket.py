@@ -21,6 +21,9 @@ SLOW_GROWTH_MAX_BYTES = 32 * MIB
 UNREAD_S = 7
 """How long the slow reader takes nothing; the edge has patience for five seconds."""
 
+GOODBYE_S = 0.1
+"""How long a client here waits for the edge to close first: Envoy lets a connection linger for a second."""
+
 TEXT_LENGTH = 99_000
 METHODS = {
     *{"messages.send", "events.subscribe", "events.unsubscribe", "runs.get", "runs.cancel", "approvals.decide"},
@@ -88,6 +91,7 @@ def open_line(mesh):
     @contextlib.asynccontextmanager
     async def opened(token=None, **options):
         headers = {"authorization": f"Bearer {token or mesh.token()}"}
+        options.setdefault("close_timeout", GOODBYE_S)
         async with websockets.connect(ws_url(mesh), additional_headers=headers, **options) as socket:
             line = Line(socket)
             line.hello = await line.hear()
@@ -224,7 +228,8 @@ async def test_a_frame_of_almost_one_mebibyte_is_understood(open_line):
 @pytest.mark.parametrize("way", ["query", "subprotocol"])
 async def test_a_token_may_come_as_browsers_can_send_it(mesh, way):
     url, token = ws_url(mesh), mesh.token()
-    options = {"subprotocols": ["retinue.v1", f"bearer.{token}"]} if way == "subprotocol" else {}
+    options = {"close_timeout": GOODBYE_S}
+    options |= {"subprotocols": ["retinue.v1", f"bearer.{token}"]} if way == "subprotocol" else {}
     async with websockets.connect(f"{url}?access_token={token}" if way == "query" else url, **options) as socket:
         assert json.loads(await socket.recv())["type"] == "hello"
         assert socket.subprotocol == ("retinue.v1" if way == "subprotocol" else None)
@@ -249,21 +254,28 @@ async def test_a_token_that_expires_closes_the_socket_and_opens_no_other(open_li
 
 async def test_five_hundred_sockets_at_once_are_served_with_bounded_memory(open_line, client, contact, gateway_memory):
     before = gateway_memory()
-    async with contextlib.AsyncExitStack() as stack:
-        gate = asyncio.Semaphore(50)  # how many shake hands at once
+    shaking = asyncio.Semaphore(50)  # how many hands at once
+    together = asyncio.Barrier(SOCKETS + 1)
+    run = asyncio.get_running_loop().create_future()
 
-        async def join():
-            async with gate:
-                line = await stack.enter_async_context(open_line())
-                await line.get("events.subscribe", contact=contact)
-                return line
+    async def sit():
+        await shaking.acquire()
+        async with open_line() as line:
+            await line.get("events.subscribe", contact=contact)
+            shaking.release()
+            await together.wait()
+            told = await line.hear_end(contact, await run)
+            await together.wait()
+        return told
 
-        lines = await asyncio.gather(*(join() for _ in range(SOCKETS)))
+    async with asyncio.TaskGroup() as group:
+        sitting = [group.create_task(sit()) for _ in range(SOCKETS)]
+        await together.wait()
         response = await client.post(f"/v1/contacts/{contact}/messages", json={"text": "#tokens=10 #delay=5"})
-        run = response.json()["run"]["run_id"]
-        told = await asyncio.gather(*(line.hear_end(contact, run) for line in lines))
-        assert all(events == told[0] for events in told)
+        run.set_result(response.json()["run"]["run_id"])
+        await together.wait()
         assert gateway_memory() - before < SOCKETS_GROWTH_MAX_BYTES
+    assert {json.dumps(task.result()) for task in sitting} == {json.dumps(sitting[0].result())}
 
 
 async def test_a_slow_reader_is_closed_with_bounded_memory_and_harms_nobody(open_line, stream, contact, gateway_memory):

@@ -1,6 +1,7 @@
 """A whole mesh behind Envoy, started once by the command that users start it with; tests speak to its one address."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -99,19 +100,33 @@ def model_url() -> Iterator[str]:
     process.stdout.close()
 
 
-@pytest.fixture(scope="session")
-def mesh(model_url: str) -> Iterator[Mesh]:
-    """The mesh; what it logged is shown if it does not come up."""
+@contextlib.contextmanager
+def running(model: str) -> Iterator[Mesh]:
+    """Run a mesh of its own; what it logged is shown if it does not come up."""
     folder = Path(tempfile.mkdtemp(prefix="rt-e2e-"))
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("RETINUE_", "OPENAI_", "OTEL_"))}
-    environ |= {"RETINUE_MODEL_BASE_URL": model_url, "RETINUE_MODEL": "offline", "RUNTIMES": "light"}
-    running = Mesh(folder / "state", free_port(), model_url, environ)
+    environ |= {"RETINUE_MODEL_BASE_URL": model, "RETINUE_MODEL": "offline", "RUNTIMES": "light"}
+    mesh = Mesh(folder / "state", free_port(), model, environ)
     try:
-        running.up()
-        yield running
+        mesh.up()
+        yield mesh
     finally:
-        running.down()
+        mesh.down()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def mesh(model_url: str) -> Iterator[Mesh]:
+    """The mesh that tests share."""
+    with running(model_url) as shared:
+        yield shared
+
+
+@pytest.fixture
+def own_mesh(model_url: str) -> Iterator[Mesh]:
+    """A mesh that a test may take down."""
+    with running(model_url) as own:
+        yield own
 
 
 @pytest_asyncio.fixture
@@ -122,9 +137,11 @@ async def client(mesh: Mesh) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def connect(mesh: Mesh, token: str) -> httpx.AsyncClient:
-    """Make a client with a token."""
+    """Make a client with a token; without certificates, which would take longer to load than most tests."""
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    return httpx.AsyncClient(base_url=mesh.url, headers=headers, timeout=CALL_TIMEOUT_S)
+    return httpx.AsyncClient(
+        base_url=mesh.url, headers=headers, timeout=CALL_TIMEOUT_S, verify=False, trust_env=False
+    )  # fmt: skip
 
 
 @pytest.fixture

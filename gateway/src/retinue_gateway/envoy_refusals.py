@@ -10,6 +10,12 @@ TRACE_ID_HEADER: Json = {
 }
 """The id to look the request up by, on every answer."""
 
+CHALLENGE_HEADER: Json = {
+    "header": {"key": "www-authenticate", "value": "Bearer"},
+    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+}
+"""In place of Envoy's own, which repeats the request's address, and with it a token that came in the query."""
+
 RETRY_AFTER_S = 1
 """About as long as a process of the mesh takes to come back, and what a rate limit refills in."""
 
@@ -69,6 +75,8 @@ def _mapper(refusal: Refusal, *, openai: bool) -> Json:
     if openai:
         filters.append({"or_filter": {"filters": [_path(path) for path in _OPENAI_PATHS]}})
     headers = [TRACE_ID_HEADER]
+    if 401 in (refusal.status, refusal.told_as):
+        headers.append(CHALLENGE_HEADER)
     if refusal.status in (429, 500):
         headers.append({"header": {"key": "retry-after", "value": str(RETRY_AFTER_S)}})
     return {

@@ -12,7 +12,8 @@ from retinue_kit.client import Peer
 from retinue_kit.clock import Clock
 from retinue_kit.errors import RETRY_AFTER_S, Reason, RetinueError
 from retinue_kit.streams import Cursor, Entry, Kind, log_key
-from retinue_kit.watching import DurablePage, Subscriber, Watch
+from retinue_kit.watch import DurablePage, Watch
+from retinue_kit.watching import Subscriber
 
 from retinue_gateway.credentials import Caller, Credentials
 

@@ -99,7 +99,9 @@ async def test_a_token_in_the_query_is_taken_for_events_only_and_goes_no_further
     assert answer.headers["content-type"] == "text/event-stream"
     assert mesh.edge.requests[-1].after == "1-0"
     assert not any(token in value for value in mesh.edge.metadata.values() if isinstance(value, str))
-    assert_refused(await client.get(f"/v1/contacts/a?access_token={token}"), 401, 16, "CREDENTIAL_MISSING")
+    answer = await client.get(f"/v1/contacts/a?access_token={token}")
+    assert_refused(answer, 401, 16, "CREDENTIAL_MISSING")
+    assert answer.headers["www-authenticate"] == "Bearer"
 
 
 async def test_events_arrive_one_by_one(mesh, client):

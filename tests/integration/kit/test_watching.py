@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 from retinue_kit import streams, watching
 from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.streams import START, Appended, Bus, Cursor, Entry, Kind, Opening
-from retinue_kit.watching import Subscriber, Watch
+from retinue_kit.watch import Watch
+from retinue_kit.watching import Subscriber
 
 KEY = streams.log_key("ten_a", "log_a")
 PAGE = 7
@@ -226,6 +227,19 @@ async def test_a_slow_consumer_is_cut_off_and_resumes_by_its_cursor(subscriber: 
     assert len(await collect(resumed, last)) == 20
 
 
+async def test_a_watcher_that_comes_back_misses_nothing(subscriber: Subscriber, story: Story, client: Redis) -> None:
+    first = await subscriber.open(KEY, START, story.durable, known=START)
+    await story.claim()
+    await story.tell(story.delta())
+    assert names(await collect(first, Cursor(1, 1))) == ["1-1"]
+    subscriber.close(first)
+    await story.tell(story.delta(), story.commit())  # heard, but by nobody
+    await cut_subscriptions(client)
+    second = await subscriber.open(KEY, first.last, story.durable, known=START)
+    await story.tell(story.delta())
+    assert names(await collect(second, Cursor(1, 4))) == ["1-2", "1-3", "1-4"]
+
+
 async def test_a_poke_answers_nothing_and_a_failure_ends(subscriber: Subscriber, story: Story) -> None:
     watch = await subscriber.open(KEY, START, story.durable, known=START)
     watch.poke()
@@ -254,9 +268,15 @@ async def test_a_log_that_does_not_answer_ends_the_watch_and_a_second_try_goes_o
     assert names(await watch.next()) == ["1-1"]
 
 
+@pytest.mark.parametrize("bound", ["time", "number"])
 async def test_nothing_stays_behind_when_the_last_watcher_leaves(
-    subscriber: Subscriber, story: Story, client: Redis, eventually: Any
+    subscriber: Subscriber, story: Story, client: Redis, eventually: Any, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
+    if bound == "time":
+        monkeypatch.setattr(watching, "LINGER_S", 0.1)
+    else:
+        monkeypatch.setattr(watching, "LINGER_KEYS_MAX", 0)
+
     async def subscriptions() -> int:
         (_, count), *_ = await client.pubsub_numsub(streams.channel(KEY))
         return int(count)

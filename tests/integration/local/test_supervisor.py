@@ -94,7 +94,8 @@ async def test_a_stopped_process_is_told_of_and_comes_back(run_dir, supervise, e
 async def test_a_taken_port_is_one_line(run_dir, supervise, taken_port):
     supervisor = supervise(run_dir / "state", port=taken_port)
     assert supervisor.process.wait(20) == 2
-    assert supervisor.output() == f"Port {taken_port} of 127.0.0.1 cannot be used: Address already in use.\n"
+    why = "Address already in use; choose another one with --port or PORT"
+    assert supervisor.output() == f"Port {taken_port} of 127.0.0.1 cannot be used: {why}.\n"
 
 
 async def test_a_second_supervisor_of_a_folder_is_refused_in_one_line(run_dir, supervise, eventually):

@@ -25,6 +25,35 @@ async def test_a_message_is_answered_and_its_events_are_told_and_kept(mesh, when
     assert entries[-1].prev == entries[-2].cursor
 
 
+async def test_each_run_leaves_one_row_of_what_it_used(mesh, when_over):
+    await mesh.start_worker()
+    run = await when_over(await mesh.submit("hello there"))
+    rows = await mesh.admin.fetch("select * from router.usage_logs where run_id = $1", run["run_id"])
+    assert [(r["agent_id"], r["runtime"], r["model"]) for r in rows] == [("agt_1", "light", "fake")]
+    assert [(r["message_count"], r["input_tokens"], r["output_tokens"]) for r in rows] == [(2, 3, 2)]
+
+
+async def test_a_card_is_kept_where_it_was_told_and_its_whole_numbers_stay_whole(mesh, when_over, eventually):
+    async def drawn(request):
+        yield {"text_delta": {"text": "See:"}}
+        yield {"card": {"kind": "weather", "title": "Rome", "body": {"degrees": 20, "rain": 0.5, "days": [1, None]}}}
+        yield {"message_completed": {"text": "See:"}}
+        yield {"finished": {}}
+
+    mesh.adapter.script = drawn
+    await mesh.start_worker()
+    await when_over(await mesh.submit("the weather?"))
+    assert await mesh.types() == ["user.message", "run.started", "card", "assistant.message", "run.succeeded"]
+    row = await mesh.admin.fetchrow("select token, n, data::text from router.events where type = 'card'")
+    body = json.loads(row["data"])["body"]
+    assert json.dumps(body, sort_keys=True) == '{"days": [1, null], "degrees": 20, "rain": 0.5}'
+
+    async def told():
+        return [(e.cursor.token, e.cursor.n) for e in await mesh.told() if e.type == "card"]
+
+    assert await eventually(told) == [(row["token"], row["n"])]
+
+
 async def test_runs_of_a_session_execute_in_order_and_see_what_was_said(mesh, when_over):
     runs = [await mesh.submit(f"message {i}") for i in range(5)]
     await mesh.start_worker()

@@ -1,8 +1,16 @@
 """Settings: what passes, and the one line for what does not."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from retinue_kit.config import SettingError
 from retinue_local import model_choice, options
+
+NO_PASSWORD = serialization.NoEncryption()
 
 
 def refused(environ=None, **arguments):
@@ -10,6 +18,15 @@ def refused(environ=None, **arguments):
         options.build(environ or {}, **arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def certify(cert, key, encryption=NO_PASSWORD):
+    private = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mesh")]), datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, private.public_key(), 1, now, now + timedelta(days=1))
+    pem = serialization.Encoding.PEM
+    cert.write_bytes(builder.sign(private, hashes.SHA256()).public_bytes(pem))
+    key.write_bytes(private.private_bytes(pem, serialization.PrivateFormat.PKCS8, encryption))
 
 
 def test_defaults_need_nothing_set():
@@ -59,9 +76,20 @@ def test_a_certificate_needs_its_key_and_both_must_be_readable(tmp_path):
     assert "together" in refused({"RETINUE_TLS_CERT": str(cert)})
     key.write_text("no key")
     assert "not a PEM file" in refused({"RETINUE_TLS_CERT": str(cert), "RETINUE_TLS_KEY": str(key)})
-    key.write_text("-----BEGIN PRIVATE KEY-----\n")
+    certify(cert, key)
     found = options.build({"RETINUE_TLS_CERT": str(cert), "RETINUE_TLS_KEY": str(key), "RETINUE_HOST": "0.0.0.0"})
     assert (found.tls_cert, found.tls_key, found.host) == (cert, key, "0.0.0.0")
+
+
+def test_a_certificate_and_another_ones_key_are_refused(tmp_path):
+    cert, key, other = (tmp_path / name for name in ("cert.pem", "key.pem", "other.pem"))
+    certify(cert, other)
+    certify(cert, key)
+    for first, second in ((cert, other), (key, key), (key, cert)):
+        said = refused({"RETINUE_TLS_CERT": str(first), "RETINUE_TLS_KEY": str(second)})
+        assert "not a certificate and its key" in said
+    certify(cert, key, serialization.BestAvailableEncryption(b"secret"))
+    assert "without a password" in refused({"RETINUE_TLS_CERT": str(cert), "RETINUE_TLS_KEY": str(key)})
 
 
 def test_the_model_that_is_set_is_taken():

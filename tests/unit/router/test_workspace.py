@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 
 import pytest
 from retinue_kit.errors import Reason, RetinueError
@@ -29,12 +28,11 @@ async def test_a_workspace_is_held_by_one_at_a_time(tmp_path):
 
 async def test_a_lock_that_another_keeps_is_not_waited_for_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr(workspace, "LOCK_ATTEMPTS_MAX", 2)
-    kept = workspace.tenant_lock(tmp_path, "ten_a")
-    with pytest.raises(RetinueError) as refused:
-        async with workspace.locked(tmp_path, "ten_a"):
-            pass
+    async with workspace.locked(tmp_path, "ten_a"):
+        with pytest.raises(RetinueError) as refused:
+            async with workspace.locked(tmp_path, "ten_a"):
+                pass
     assert refused.value.reason == Reason.DEPENDENCY_UNAVAILABLE
-    os.close(kept)
     async with workspace.locked(tmp_path, "ten_a"):
         pass
 

@@ -96,7 +96,7 @@ async def complete(choice: ModelChoice | None) -> ModelChoice:
     url, key = f"{choice.base_url}/models", choice.api_key.partition(",")[0].strip()
     name = await asyncio.to_thread(_first_model, url, "data", "id", key, MODELS_TIMEOUT_S)
     if not name:
-        raise SettingError(f"RETINUE_MODEL is not set, and {url} does not name a model.")
+        raise SettingError(f"RETINUE_MODEL is not set, and {url} names none: is it up, and the key right?")
     return choice._replace(
         model=name, note=f"{name} at {choice.base_url}, the first it names (RETINUE_MODEL is not set)"
     )

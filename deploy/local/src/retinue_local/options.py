@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -160,4 +161,14 @@ def _tls(environ: Mapping[str, str], cert: Path | None, key: Path | None) -> tup
         found.append(path)
     if len(found) == 1:
         raise SettingError("RETINUE_TLS_CERT and RETINUE_TLS_KEY must be set together.")
-    return (found[0], found[1]) if found else (None, None)
+    if not found:
+        return None, None
+    try:
+        # Envoy would start again and again; an empty password, as nobody is there to be asked for one.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(found[0], found[1], password="")
+    except ssl.SSLError:
+        raise SettingError(
+            f"RETINUE_TLS_CERT={str(found[0])!r} and RETINUE_TLS_KEY={str(found[1])!r} are not a certificate and its "
+            "key without a password."
+        ) from None
+    return found[0], found[1]

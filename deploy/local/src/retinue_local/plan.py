@@ -1,5 +1,6 @@
 """The processes of the local deployment, as data: what each runs, needs, listens on, and how it tells of its health."""
 
+import ipaddress
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -88,9 +89,12 @@ def make(ground: Ground) -> list[Plan]:
 
 
 def edge_address(ground: Ground) -> str:
-    """Where clients come in."""
+    """Where clients on this machine come in."""
     scheme = "https" if ground.options.tls_cert else "http"
-    host = f"[{ground.options.host}]" if ":" in ground.options.host else ground.options.host
+    host = ipaddress.ip_address(ground.options.host)
+    if host.is_unspecified:  # listens everywhere, but is no address to connect to
+        host = ipaddress.ip_address("::1" if host.version == 6 else "127.0.0.1")
+    host = f"[{host}]" if host.version == 6 else str(host)
     return f"{scheme}://{host}:{ground.edge_port}"
 
 

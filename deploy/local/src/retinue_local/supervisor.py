@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
 import resource
+import shutil
 import signal
 import socket
 import time
@@ -100,6 +102,8 @@ async def run(
         finally:
             folders.status.unlink(missing_ok=True)
             paths.remove_run(folders)
+            if home.sockets == paths.short_postgres_folder(folders.state):
+                shutil.rmtree(home.sockets, ignore_errors=True)
 
 
 class Mesh:
@@ -300,7 +304,8 @@ def _free_port(host: str, port: int) -> int:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise SettingError(f"Port {port} of {host} cannot be used: {os.strerror(error.errno or 0)}.") from None
+            how = "; choose another one with --port or PORT" if error.errno == errno.EADDRINUSE else ""
+            raise SettingError(f"Port {port} of {host} cannot be used: {os.strerror(error.errno or 0)}{how}.") from None
         return int(probe.getsockname()[1])
 
 

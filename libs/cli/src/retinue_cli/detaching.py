@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from typing import TYPE_CHECKING, TextIO
@@ -43,10 +44,13 @@ def detach(built: "Options") -> int:
             os.close(theirs)
             os.close(log)
         try:
-            return _wait(facts, Screen())
+            code = _wait(facts, Screen())
         except KeyboardInterrupt:
             child.terminate()
             raise
+    if code == 0:
+        print(f"stop:  retinue down --state-dir {shlex.quote(str(built.state_dir))}")
+    return code
 
 
 def _wait(facts: TextIO, screen: Screen) -> int:

@@ -32,6 +32,9 @@ PAGES_MAX = 50
 
 STREAM_TIMEOUT = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=SILENCE_MAX_S)
 
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+"""Hosts at which a certificate that is named is trusted whatever host it is for: it is this machine's own mesh."""
+
 AGAIN = frozenset({429, 502, 503, 504})
 """Statuses at which the same request may succeed a moment later."""
 
@@ -59,7 +62,7 @@ class Edge:
         self.url = url.rstrip("/")
         self._pause = pause
         # A certificate of one's own is trusted by being named, as the mesh was started with it.
-        trusted = ssl.create_default_context(cafile=certificate) if certificate else True
+        trusted = _trusting(certificate, httpx.URL(self.url).host) if certificate else True
         self._http = httpx.Client(
             base_url=self.url,
             headers={"authorization": f"Bearer {token}"},
@@ -174,12 +177,25 @@ class Edge:
         return found
 
 
+def _trusting(certificate: str, host: str) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=certificate)
+    except (OSError, ssl.SSLError) as error:
+        raise CommandError(f"The certificate {certificate} cannot be used: {error.strerror or error}.") from None
+    # It may come from an authority that is not in the file, and it names the host that others use.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.check_hostname = host not in LOOPBACK
+    return context
+
+
 def _path(contact: str) -> str:
     return f"/v1/contacts/{quote(contact, safe='@+')}"
 
 
 def _why(error: httpx.HTTPError) -> str:
-    return str(error) or type(error).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return f"{error}; name the certificate to trust with --certificate"
+    return str(error).rstrip(".") or type(error).__name__
 
 
 def _message(text: str) -> str:

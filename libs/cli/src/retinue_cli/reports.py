@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -39,7 +40,7 @@ class Report(Protocol):
     def greeted(self, run_id: str, failure: str) -> None:
         """Its answer is complete, or failed."""
 
-    def next_steps(self, address: str, state_dir: Path) -> None:
+    def next_steps(self, address: str, state_dir: Path, certificate: Path | None) -> None:
         """The person may go on."""
 
     def stopping(self) -> None:
@@ -117,15 +118,16 @@ class Screen:
         if failure:
             self._say(f"[red]The first message failed: {failure}[/]")
 
-    def next_steps(self, address: str, state_dir: Path) -> None:
+    def next_steps(self, address: str, state_dir: Path, certificate: Path | None) -> None:
         """Say what to try."""
-        folder = shortened(state_dir)
-        program = shortened(Path(sys.executable).parent / "retinue")
+        folder = shlex.quote(shortened(state_dir))
+        program = shlex.quote(shortened(Path(sys.executable).parent / "retinue"))
         option = "" if folder == ".retinue" else f" --state-dir {folder}"
+        trusted = shlex.quote(shortened(certificate)) if certificate else ""
         lines = [
-            f"curl -N {address}/v1/contacts/me/messages:stream -H 'Content-Type: application/json' \\",
+            f"curl -N {f'--cacert {trusted} ' if trusted else ''}{address}/v1/contacts/me/messages:stream -H 'Content-Type: application/json' \\",
             f'  -H "Authorization: Bearer $(cat {folder}/token)" -d \'{{"text": "What can you do?"}}\'',
-            f"{program} chat{option}",
+            f"{program} chat{option}{f' --certificate {trusted}' if trusted else ''}",
         ]
         if self._run_id:
             lines.append(f"{program} trace {self._run_id}{option}")
@@ -201,7 +203,7 @@ class Pipe:
     def greeted(self, run_id: str, failure: str) -> None:
         """Nobody asks here."""
 
-    def next_steps(self, address: str, state_dir: Path) -> None:
+    def next_steps(self, address: str, state_dir: Path, certificate: Path | None) -> None:
         """Nobody reads on here."""
 
     def stopping(self) -> None:

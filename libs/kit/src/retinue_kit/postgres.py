@@ -18,11 +18,13 @@ ACQUIRE_TIMEOUT_S = 5.0
 _TROUBLE = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # used after the server has said farewell and before the socket is closed
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
     asyncpg.QueryCanceledError,
+    asyncpg.TransactionRollbackError,  # lost a race against another; nothing was written
     OSError,
     TimeoutError,
 )

@@ -153,10 +153,16 @@ class Bus:
             raise RetinueError.unavailable("redis", private=str(error)) from error
         return [Entry.decode(Cursor.parse(row.decode()), fields[b"e"]) for row, fields in rows]
 
-    async def delete(self, key: str) -> None:
-        """Remove a stream."""
+    async def delete(self, key: str, *, through: int = 0) -> None:
+        """Remove a stream. What is still on its way under tokens up to `through` will not be taken in."""
         try:
-            await self._redis.delete(key)
+            async with self._redis.pipeline() as pipeline:
+                pipeline.delete(key)
+                if through:  # an empty stream that has heard it all already
+                    pipeline.xadd(key, {"e": b""}, f"{through}-{_NUMBER_MAX}")
+                    pipeline.xtrim(key, maxlen=0, approximate=False)
+                    pipeline.expire(key, STREAM_TTL_S)
+                await pipeline.execute()
         except (RedisError, OSError) as error:
             raise RetinueError.unavailable("redis", private=str(error)) from error
 

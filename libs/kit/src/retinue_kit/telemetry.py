@@ -99,13 +99,6 @@ def _parent(traceparent: str) -> otel_context.Context | None:
     return trace.set_span_in_context(NonRecordingSpan(found), otel_context.Context())
 
 
-def enter_remote(traceparent: str) -> None:
-    """Make a remote span the parent of what this task does from here on."""
-    parent = _parent(traceparent)
-    if parent is not None:
-        otel_context.attach(parent)
-
-
 @contextmanager
 def span(
     name: str,

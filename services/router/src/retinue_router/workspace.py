@@ -58,17 +58,6 @@ def _open_lock(root: Path, tenant_id: str) -> int:
     return os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
 
 
-def tenant_lock(root: Path, tenant_id: str) -> int:
-    """Wait for a tenant's lock; answers the descriptor that holds it until it is closed."""
-    lock = _open_lock(root, tenant_id)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except BaseException:
-        os.close(lock)
-        raise
-    return lock
-
-
 @contextmanager
 def open_beneath(folder: Path, name: str) -> Iterator[int]:
     """Open a file of a contact for reading and appending; both are made if missing, and never followed as links."""

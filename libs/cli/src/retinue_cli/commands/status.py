@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 KEYS = ("name", "pid", "address", "health", "restarts")
 SERVING = "serving"
+WIDTH_MAX = 1000
+"""Longer than any line: a path has at most a hundred characters."""
 
 
 def status(
@@ -32,7 +35,10 @@ def status(
     else:
         from rich.console import Console
 
-        Console().print(table(processes))
+        console, laid = Console(), table(processes)
+        # A terminal folds long addresses; whoever reads from a pipe gets a line a process.
+        width = None if console.is_terminal else console.measure(laid, options=console.options.update(width=WIDTH_MAX))
+        console.print(laid, width=width and width.maximum, crop=False)
         typer.echo(f"clients: {found.address}")
     return 0 if processes and all(process.health == SERVING for process in processes) else 1
 
@@ -42,9 +48,13 @@ def table(processes: Sequence[ProcessStatus]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
+    from retinue_cli.reports import shortened
+
     laid = Table(*KEYS, box=None, pad_edge=False)
     laid.columns[KEYS.index("address")].overflow = "fold"
     for process in processes:
         health = Text(process.health, style="green" if process.health == SERVING else "bold red")
-        laid.add_row(process.name, str(process.pid or "–"), process.address, health, str(process.restarts))
+        scheme, is_socket, path = process.address.partition("unix:")
+        address = f"{scheme}{is_socket}{shortened(Path(path))}" if is_socket else process.address
+        laid.add_row(process.name, str(process.pid or "–"), address, health, str(process.restarts))
     return laid

@@ -71,7 +71,7 @@ def serve(built: "Options", report: "Report", *, hello: bool) -> int:
             report.ready(ready.address, token, ready.model, ready.seconds)
             if hello:
                 await asyncio.to_thread(greet, report, ready.address, token, built.tls_cert, pause)
-            report.next_steps(ready.address, built.state_dir)
+            report.next_steps(ready.address, built.state_dir, built.tls_cert)
             await asyncio.Event().wait()  # until the supervisor is told to stop, which cancels this
         finally:
             stopping = True

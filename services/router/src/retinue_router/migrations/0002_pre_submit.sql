@@ -167,8 +167,8 @@ begin
 end $$;
 
 -- Removes a contact with all that belongs to it; the lease is gone with the row, so that an active holder is refused.
--- Answers the logs that were removed; no row: no such contact.
-create function delete_contact_1(t text, p_contact text, p_log text) returns table (log_id text) language plpgsql as $$
+-- Answers the logs that were removed, with the last token that anyone may still speak under; no row: no such contact.
+create function delete_contact_1(t text, p_contact text, p_log text) returns table (log_id text, token bigint) language plpgsql as $$
 declare doomed text[];
 begin
   perform set_config('app.tenant_id', t, true);
@@ -196,5 +196,5 @@ begin
   delete from runs x where x.tenant_id = t and x.log_id = any (doomed);
   delete from logs x where x.tenant_id = t and x.log_id = any (doomed);
   delete from contacts x where x.tenant_id = t and x.contact = p_contact;
-  return query select unnest(doomed);
+  return query select x.log_id, x.token from deleted_logs x where x.tenant_id = t and x.log_id = any (doomed);
 end $$;

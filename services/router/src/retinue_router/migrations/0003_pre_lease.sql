@@ -14,12 +14,20 @@ create type held_1 as (
 
 -- Writes durable events of one token in order and answers them as written. Each element: n, type, data, run_id, session_id; time
 -- where it was told before.
--- Moves the log's last cursor. The caller holds the log's row.
+-- Moves the log's last cursor. The caller holds the log's row. What is recorded under its cursor already, by a commit whose answer
+-- was lost or not waited for, stays as it is and is answered with the rest.
 create function write_events_1(t text, p_log text, p_token bigint, ev jsonb) returns jsonb language plpgsql as $$
-declare l record; written jsonb;
+declare l record; written jsonb; before jsonb := '[]';
 begin
   if jsonb_array_length(ev) = 0 then return '[]'; end if;
   select x.last_token, x.last_n into l from logs x where x.tenant_id = t and x.log_id = p_log;
+  if l.last_token = p_token and (ev -> 0 ->> 'n')::int <= l.last_n then
+    select coalesce(jsonb_agg(jsonb_build_object('n', e.n, 'prev', e.prev_token || '-' || e.prev_n, 'type', e.type, 'data', e.data,
+        'run_id', e.run_id, 'session_id', e.session_id, 'time', e.time) order by e.n), '[]') into before
+      from events e where e.tenant_id = t and e.log_id = p_log and e.token = p_token and e.n >= (ev -> 0 ->> 'n')::int;
+    select coalesce(jsonb_agg(x order by (x ->> 'n')::int), '[]') into ev from jsonb_array_elements(ev) x where (x ->> 'n')::int > l.last_n;
+    if jsonb_array_length(ev) = 0 then return before; end if;
+  end if;
   with e as (
     select e.*, lag(e.n) over (order by e.n) as before from jsonb_to_recordset(ev) as e (n int, type text, data jsonb, run_id text, session_id text, time timestamptz)
   ), w as (
@@ -30,7 +38,7 @@ begin
   ) select jsonb_agg(jsonb_build_object('n', w.n, 'prev', w.prev_token || '-' || w.prev_n, 'type', w.type, 'data', w.data,
       'run_id', w.run_id, 'session_id', w.session_id, 'time', w.time) order by w.n) into written from w;
   update logs x set last_token = p_token, last_n = (written -> -1 ->> 'n')::int where x.tenant_id = t and x.log_id = p_log;
-  return written;
+  return before || written;
 end $$;
 
 -- Ends a run under its token: row, usage, news for whom it concerns. The caller holds the log's row.

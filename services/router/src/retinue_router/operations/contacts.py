@@ -81,8 +81,8 @@ class Contacts:
         log_id = log_id_of(tenant_id, contact)
         logs = await self._store.delete(tenant_id, contact, log_id)
         # Also where no row was found: a call before this one may have died halfway.
-        for doomed in logs or [log_id]:
-            await self._bus.delete(streams.log_key(tenant_id, doomed))
+        for doomed, token in (logs or {log_id: 0}).items():
+            await self._bus.delete(streams.log_key(tenant_id, doomed), through=token)
         try:
             async with workspace.locked(self._workspaces, tenant_id):
                 workspace.remove_contact(self._workspaces, tenant_id, contact)

@@ -5,7 +5,8 @@ from contextlib import aclosing
 
 from retinue_kit import streams
 from retinue_kit.streams import Cursor, Entry
-from retinue_kit.watching import DurablePage, Subscriber
+from retinue_kit.watch import DurablePage
+from retinue_kit.watching import Subscriber
 
 from retinue_router.domain.contacts import check_name, log_id_of
 from retinue_router.domain.events import TERMINAL

@@ -66,11 +66,11 @@ class ContactStore:
         with guarding():
             return await self._pool.fetchrow(_RESET, tenant_id, contact, log_id, session_id) is not None
 
-    async def delete(self, tenant_id: str, contact: str, log_id: str) -> list[str]:
-        """Remove a contact; answers the logs that went with it, none if there is no such contact."""
+    async def delete(self, tenant_id: str, contact: str, log_id: str) -> dict[str, int]:
+        """Remove a contact; answers the logs that went with it and the last token of each, none if there is no such contact."""
         with guarding():
             rows = await self._pool.fetch(_DELETE, tenant_id, contact, log_id)
-        return [row["log_id"] for row in rows]
+        return {row["log_id"]: row["token"] for row in rows}
 
     async def messages(self, tenant_id: str, log_id: str, after: Cursor, limit: int) -> list[Row]:
         """List what was said, oldest first; rolled back answers are left out."""

@@ -3,10 +3,9 @@
 import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import msgspec
-from google.protobuf import json_format
 from retinue.policy.v1 import policy_service_pb2 as policy_pb
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as adapter_pb
 from retinue.runtime_adapter.v1.runtime_event_pb2 import RuntimeEvent, RuntimeUsage
@@ -14,6 +13,7 @@ from retinue_kit import ids, telemetry, wire
 from retinue_kit.clock import Clock
 from retinue_kit.errors import Reason, RetinueError
 
+from retinue_router.encoding import plain
 from retinue_router.ring import Ring, Ticket
 from retinue_router.worker.clients import Agent, Directory, Policy, Runtimes, duration, patiently
 from retinue_router.worker.keeper import Keeper, Lease
@@ -39,7 +39,6 @@ class Outcome:
     state: str = "failed"
     text: str = ""
     whole: list[str] = field(default_factory=list)
-    message_ids: list[tuple[int, str]] = field(default_factory=list)
     usage: dict[str, object] = field(default_factory=lambda: {"input_tokens": 0, "output_tokens": 0, "model": ""})
     error: dict[str, object] | None = None
     retryable: bool = False
@@ -245,9 +244,8 @@ class Attempt:
                 await self._complete(event.message_completed.text)
             case "card":
                 card = event.card
-                body = json_format.MessageToDict(card.body)
-                data = {"kind": card.kind, "title": card.title, "body": body}
-                self._teller.tell("card", data, recorded=True)
+                data = {"kind": card.kind, "title": card.title, "body": plain(card.body, "body")}
+                self._teller.tell("card", storable(data), recorded=True)
             case "tool_started" | "tool_finished":
                 await self._record_tool(event)
             case "checkpoint":
@@ -259,7 +257,7 @@ class Attempt:
                 out.state, out.usage = "succeeded", _usage(event.finished.usage)
                 return True
             case "failed":
-                out.state, out.error = "failed", wire.to_json(event.failed.error)
+                out.state, out.error = "failed", storable(wire.to_json(event.failed.error))
                 out.retryable, out.usage = event.failed.retryable, _usage(event.failed.usage)
                 return True
         return False
@@ -290,18 +288,18 @@ class Attempt:
         await self._teller.freeze()
         if event.WhichOneof("event") == "tool_started":
             started = event.tool_started
-            arguments = json_format.MessageToDict(started.arguments)
+            arguments = plain(started.arguments, "arguments")
             data: dict[str, Any] = {"call_id": started.call_id, "tool": started.tool, "arguments": arguments}
-            self._teller.record("tool.started", data, self._teller.next_n())
+            self._teller.record("tool.started", storable(data), self._teller.next_n())
         else:
             done = event.tool_finished
             data = {
                 "call_id": done.call_id,
                 "ok": done.ok,
-                "result": storable(done.result),
+                "result": done.result,
                 "duration_ms": done.duration_ms,
             }
-            self._teller.record("tool.finished", data, self._teller.next_n())
+            self._teller.record("tool.finished", storable(data), self._teller.next_n())
         await self._commit(self._checkpoint if self._checkpoint is not None else self._state)
 
     async def _commit(self, state: bytes) -> None:
@@ -322,7 +320,8 @@ class Attempt:
     async def _park(self, event: RuntimeEvent) -> None:
         asked, teller, held = event.approval_requested, self._teller, self._held
         await teller.freeze()
-        question = Asked(ids.new_id("apr"), teller.next_n(), asked.call_id, asked.tool, asked.summary, asked.expire_s)
+        call_id, tool, summary = storable([asked.call_id, asked.tool, asked.summary])
+        question = Asked(ids.new_id("apr"), teller.next_n(), call_id, tool, summary, asked.expire_s)
         saved = msgspec.msgpack.encode(Saved(asked.checkpoint, self.outcome.whole))
         answer = await self._store.park(
             self._ticket,
@@ -340,9 +339,19 @@ class Attempt:
         await teller.publish(entries)
 
 
-def storable(text: str) -> str:
-    """Text as Postgres can hold it: a null character, which no one can see, is left out."""
-    return text.replace("\0", "")
+V = TypeVar("V")
+
+
+def storable(value: V) -> V:
+    """A value of JSON as Postgres can hold it: null characters, which no one can see, are left out of its texts."""
+    found: Any = value
+    if isinstance(value, str):
+        found = value.replace("\0", "")
+    elif isinstance(value, dict):
+        found = {storable(name): storable(element) for name, element in value.items()}
+    elif isinstance(value, list):
+        found = [storable(element) for element in value]
+    return cast("V", found)
 
 
 def retry_delay_s(attempt: int) -> float:
@@ -351,4 +360,5 @@ def retry_delay_s(attempt: int) -> float:
 
 
 def _usage(usage: RuntimeUsage) -> dict[str, object]:
-    return {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, "model": usage.model}
+    model = storable(usage.model)
+    return {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, "model": model}

@@ -86,7 +86,8 @@ class Keeper:
                 continue
             try:
                 await self._renew(leases)
-                await self._ring.held([lease.ticket for lease in leases], self._lease_s * 2)
+                # Not those that ended meanwhile: nobody would give their slots back again.
+                await self._ring.held([le.ticket for le in leases if le.ticket in self._leases], self._lease_s * 2)
             except RetinueError as error:
                 log.warning("leases not renewed", count=len(leases), detail=error.private)
 

@@ -22,6 +22,11 @@ EVENTS_BEFORE_SLOWING = 5_000
 """After so many events of one attempt they are gathered for longer, so that a chatty runtime cannot fill the stream."""
 
 SLOW_FLUSH_S = 0.1
+
+UNSENT_ENTRIES_MAX = 1_000
+"""Entries kept for a bus that does not answer: minutes of an answer, since texts are joined while a call waits. With
+more, watchers are left with the facts of the log."""
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
@@ -52,6 +57,7 @@ class Teller:
         self._frozen: list[Entry] = []
         self._unrecorded: list[dict[str, object]] = []
         self._refused = False
+        self._unsent: list[Entry] = []
 
     async def open(self) -> None:
         """Tell the mark and what the claim made a fact, where nothing else will be told."""
@@ -183,6 +189,12 @@ class Teller:
         """Append, and follow up on a refusal. A lost lease is remembered; the commit will say so with certainty."""
         if self._refused and opening is not Opening.COMMITTED:
             return
+        if self._unsent:
+            # A bus that has missed something is told that first; what has become a fact meanwhile is told as one.
+            found = {entry.cursor: entry for entry in [*self._unsent, *entries]}
+            entries, self._unsent = [found[cursor] for cursor in sorted(found)], []
+            if entries[0].kind is Kind.MARK:
+                opening = Opening.CLAIM
         try:
             keep = self._held.keep_token if opening is Opening.CLAIM else 0
             answer = await self._bus.append(self._key, entries, opening=opening, keep_token=keep)
@@ -199,6 +211,8 @@ class Teller:
             await self._bus.append(self._key, [mark, *entries], opening=Opening.CLAIM, keep_token=0)
         except RetinueError as error:
             log.warning("bus does not answer; the log has it", detail=error.private)
+            if len(entries) <= UNSENT_ENTRIES_MAX:
+                self._unsent = entries
 
 
 def _wake(gap: "asyncio.Future[None]") -> None:
