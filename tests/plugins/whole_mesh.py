@@ -41,6 +41,7 @@ class Mesh:
         self.url = f"http://127.0.0.1:{port}"
         self._environ = environ
         self._tokens: dict[tuple[str, ...], str] = {}
+        self._sockets: dict[str, str] = {}
 
     def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the `retinue` command on this mesh."""
@@ -71,8 +72,10 @@ class Mesh:
         return {p["name"]: p for p in json.loads(self.command("status", "--json", check=False).stdout)}
 
     def socket(self, name: str) -> str:
-        """Name the unix socket of a process."""
-        return str(self.processes()[name]["address"]).removeprefix("unix:")
+        """Name the unix socket of a process; it stays where it is when the process does not."""
+        if name not in self._sockets:
+            self._sockets[name] = str(self.processes()[name]["address"]).removeprefix("unix:")
+        return self._sockets[name]
 
     def dsn(self) -> str:
         """The database, as its superuser, for whom there are no walls."""

@@ -19,6 +19,10 @@ HEADERS_TIMEOUT_S = 10
 REQUEST_TIMEOUT_S = 30
 """Time for a whole request to arrive: 1 MiB at 35 KiB/s. An upgraded socket is past this once it is answered."""
 
+DELAYED_CLOSE_TIMEOUT_S = 0.1
+"""How long a client may take to close after all was sent to it. Envoy's own second would hold up everybody who waits for
+the end of a WebSocket."""
+
 STREAM_IDLE_TIMEOUT_S = 300
 """A stream without a byte in either direction; keep-alive comments come every 15 s."""
 
@@ -135,6 +139,7 @@ def _connection_manager(descriptor: Path, tls: Tls | None, sample_percent: float
             "request_headers_timeout": f"{HEADERS_TIMEOUT_S}s",
             "request_timeout": f"{REQUEST_TIMEOUT_S}s",
             "stream_idle_timeout": f"{STREAM_IDLE_TIMEOUT_S}s",
+            "delayed_close_timeout": f"{DELAYED_CLOSE_TIMEOUT_S}s",
             "tracing": {
                 "random_sampling": {"value": sample_percent},
                 # A path may hold a contact's name or a token; a span says where a request went by its other parts.

@@ -93,9 +93,9 @@ def edge_address(ground: Ground) -> str:
     scheme = "https" if ground.options.tls_cert else "http"
     host = ipaddress.ip_address(ground.options.host)
     if host.is_unspecified:  # listens everywhere, but is no address to connect to
-        host = ipaddress.ip_address("::1" if host.version == 6 else "127.0.0.1")
-    host = f"[{host}]" if host.version == 6 else str(host)
-    return f"{scheme}://{host}:{ground.edge_port}"
+        return f"{scheme}://{'[::1]' if host.version == 6 else '127.0.0.1'}:{ground.edge_port}"
+    name = f"[{host}]" if host.version == 6 else str(host)
+    return f"{scheme}://{name}:{ground.edge_port}"
 
 
 def basic_environ(environ: Mapping[str, str]) -> dict[str, str]:

@@ -124,10 +124,12 @@ class Screen:
         program = shlex.quote(shortened(Path(sys.executable).parent / "retinue"))
         option = "" if folder == ".retinue" else f" --state-dir {folder}"
         trusted = shlex.quote(shortened(certificate)) if certificate else ""
+        cacert = f"--cacert {trusted} " if trusted else ""
+        certified = f" --certificate {trusted}" if trusted else ""
         lines = [
-            f"curl -N {f'--cacert {trusted} ' if trusted else ''}{address}/v1/contacts/me/messages:stream -H 'Content-Type: application/json' \\",
+            f"curl -N {cacert}{address}/v1/contacts/me/messages:stream -H 'Content-Type: application/json' \\",
             f'  -H "Authorization: Bearer $(cat {folder}/token)" -d \'{{"text": "What can you do?"}}\'',
-            f"{program} chat{option}{f' --certificate {trusted}' if trusted else ''}",
+            f"{program} chat{option}{certified}",
         ]
         if self._run_id:
             lines.append(f"{program} trace {self._run_id}{option}")
