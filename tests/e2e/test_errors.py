@@ -110,8 +110,8 @@ async def test_a_wrong_method_and_an_unknown_path_are_not_found(client, method, 
 async def test_a_contacts_name_may_be_of_any_script(client, name, contact):
     answer = await client.put(f"/v1/contacts/{name}", json={"display_name": contact})
     assert answer.status_code == 200, answer.text
-    assert answer.json()["contact"]["contact"] == name
-    assert (await client.get(f"/v1/contacts/{name}")).json()["contact"]["display_name"] == contact
+    assert answer.json()["contact"] == name
+    assert (await client.get(f"/v1/contacts/{name}")).json()["display_name"] == contact
     assert (await client.delete(f"/v1/contacts/{name}")).status_code == 200
 
 

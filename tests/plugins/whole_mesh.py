@@ -115,6 +115,9 @@ def running(model: str) -> Iterator[Mesh]:
         yield mesh
     finally:
         mesh.down()
+        note = mesh.state / "postgres-home"
+        if note.exists():  # under root the database lives elsewhere, since its user may not enter a closed folder
+            shutil.rmtree(note.read_text().strip(), ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 

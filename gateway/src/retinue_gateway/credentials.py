@@ -68,7 +68,7 @@ class Credentials:
         self._directory = directory
         self._stub = directory_service_pb2_grpc.DirectoryServiceStub(directory.channel)
         self._clock = clock
-        self._revoked: frozenset[str] = frozenset()
+        self._revoked: frozenset[str] | None = None
 
     def admit(self, metadata: Mapping[str, str]) -> Caller:
         """Read who calls and check that they may. Raises RetinueError(CREDENTIAL_… or SCOPE_MISSING)."""
@@ -81,6 +81,8 @@ class Credentials:
 
     def trouble(self, caller: Caller) -> RetinueError | None:
         """Say why a token counts no longer; None if it does."""
+        if self._revoked is None:  # just started, and the directory is away: nobody knows whom to refuse
+            return RetinueError.unavailable("directory", private="the revoked tokens were never read")
         if caller.jti in self._revoked:
             return RetinueError(Reason.CREDENTIAL_INVALID, "The token was revoked.")
         if caller.expire_time <= self._clock.now():

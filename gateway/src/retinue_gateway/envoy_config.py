@@ -13,6 +13,9 @@ Json = dict[str, Any]
 CONNECTIONS_MAX = 16_384
 """Client connections at once; eight tenants' worth of the 2,000 sockets that one may open."""
 
+HEADERS_SIZE_MAX_KIB = 16
+"""A request's headers with its path: a token and a long query, many times over; what is larger is refused as such."""
+
 HEADERS_TIMEOUT_S = 10
 """A client that needs longer to send its headers is holding a connection, not making a request."""
 
@@ -20,8 +23,8 @@ REQUEST_TIMEOUT_S = 30
 """Time for a whole request to arrive: 1 MiB at 35 KiB/s. An upgraded socket is past this once it is answered."""
 
 DELAYED_CLOSE_TIMEOUT_S = 0.1
-"""How long a client may take to close after all was sent to it. Envoy's own second would hold up everybody who waits for
-the end of a WebSocket."""
+"""How long a client may take to close after all was sent to it. Envoy's own second would hold up everybody who waits
+for the end of a WebSocket."""
 
 STREAM_IDLE_TIMEOUT_S = 300
 """A stream without a byte in either direction; keep-alive comments come every 15 s."""
@@ -136,6 +139,7 @@ def _connection_manager(descriptor: Path, tls: Tls | None, sample_percent: float
                 "initial_stream_window_size": BUFFER_SIZE_BYTES,
                 "initial_connection_window_size": 4 * BUFFER_SIZE_BYTES,
             },
+            "max_request_headers_kb": HEADERS_SIZE_MAX_KIB,
             "request_headers_timeout": f"{HEADERS_TIMEOUT_S}s",
             "request_timeout": f"{REQUEST_TIMEOUT_S}s",
             "stream_idle_timeout": f"{STREAM_IDLE_TIMEOUT_S}s",

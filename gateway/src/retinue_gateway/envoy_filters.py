@@ -1,5 +1,6 @@
 """What Envoy does with each request, in order: strip, check, limit, turn JSON into gRPC."""
 
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ from retinue_gateway.envoy_clusters import ASGI_CLUSTER
 Json = dict[str, Any]
 
 BODY_SIZE_MAX_BYTES = 1024 * 1024
-"""A request's body as the public contract bounds it; below gRPC's own 4 MiB, so that the edge is who refuses."""
+"""A request's body as the public contract bounds it; below what the services take, so that the edge is who refuses."""
 
 ANSWER_SIZE_MAX_BYTES = 32 * 1024 * 1024
-"""A unary answer as JSON: a gRPC message of at most 4 MiB grows by escapes, at worst sixfold."""
+"""A unary answer as JSON: a page of 2 MiB grows by escapes, at worst sixfold."""
 
 RATE_PER_S = 1000
 """Requests a second that each tenant may make for as long as it likes, as the public contract promises."""
@@ -48,6 +49,7 @@ _CLAIMS = {
     "jti": "x-retinue-jti",
     "exp": "x-retinue-exp",
 }
+_STRIP = "strip-forged-headers"
 _EVENT_PATHS = "/v1/(contacts|runs)/[^/]+/events"
 
 FILTERS = "type.googleapis.com/envoy.extensions.filters.http"
@@ -59,7 +61,7 @@ def filters(descriptor: Path) -> list[Json]:
     return [
         _strip_forged_headers(),  # first: nothing after it can be told by a client who it is
         _check_tokens(),
-        _strip_query_token(),
+        _strip_token(),
         _limit_rate(),  # after the token, whose tenant it counts
         {  # off, except on the routes that name it; the transcoder's own limit is per piece, not per body
             "name": "envoy.filters.http.buffer",
@@ -84,13 +86,32 @@ def _mutations(name: str, **mutations: list[Json]) -> Json:
 def _strip_forged_headers() -> Json:
     prefixes = ("x-tenant-", "x-retinue-")
     return _mutations(
-        "strip-forged-headers",
+        _STRIP,
         request_mutations=[{"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in prefixes],
     )
 
 
-def _strip_query_token() -> Json:
-    return _mutations("strip-query-token", query_parameter_mutations=[{"remove": "access_token"}])
+def _strip_token() -> Json:
+    code = resources.files("retinue_gateway").joinpath("strip_token.lua").read_text()
+    return {
+        "name": "strip-token",
+        "typed_config": {"@type": f"{FILTERS}.lua.v3.Lua", "default_source_code": {"inline_string": code}},
+    }
+
+
+def without_grpc_headers() -> Json:
+    """Configure a route: headers that would mean something to gRPC, or that it refuses, go no further.
+
+    HTTP knows more names than gRPC, and a client that speaks HTTP cannot know which.
+    """
+    pattern = "grpc-.*|.*-bin|.*[^0-9a-z_.:-].*"
+    mutation = {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": pattern}}}}
+    return {
+        _STRIP: {
+            "@type": f"{FILTERS}.header_mutation.v3.HeaderMutationPerRoute",
+            "mutations": {"request_mutations": [mutation]},
+        }
+    }
 
 
 def _check_tokens() -> Json:
@@ -110,8 +131,9 @@ def _check_tokens() -> Json:
             "@type": f"{FILTERS}.jwt_authn.v3.JwtAuthentication",
             "providers": {
                 "calls": _provider(forward=False, **header),
-                "events": _provider(forward=False, **header, **parameter),
-                # Taking the token away would take the whole subprotocol header, which the handshake must answer.
+                # Taking the token away would decode the whole query, and take the whole subprotocol header, which the
+                # handshake must answer; so it is done behind this, by strip_token.lua.
+                "events": _provider(forward=True, **header, **parameter),
                 "socket": _provider(forward=True, from_headers=socket_headers, **parameter),
             },
             "rules": rules,

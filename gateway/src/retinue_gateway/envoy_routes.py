@@ -12,6 +12,7 @@ from retinue_gateway.envoy_filters import (
     OPEN_PATHS,
     OPEN_PREFIXES,
     transcoder,
+    without_grpc_headers,
 )
 
 Json = dict[str, Any]
@@ -78,7 +79,8 @@ def routes(descriptor: Path) -> Json:
     ]
     # A transcoded request is routed a second time, by its method.
     listed += [grpc(f"/{EDGE_SERVICE}/{method}", 0) for method in _STREAMING_METHODS]
-    listed += [grpc(f"/{EDGE_SERVICE}/", UNARY_TIMEOUT_S), grpc("/v1/", 0, typed_per_filter_config=bounded)]
+    listed.append(grpc(f"/{EDGE_SERVICE}/", UNARY_TIMEOUT_S))
+    listed.append(grpc("/v1/", 0, typed_per_filter_config={**bounded, **without_grpc_headers()}))
     listed += [grpc(prefix, 0, tracing=untraced) for prefix in OPEN_PREFIXES]
     # Nothing else of what the gateway serves to the mesh is reachable from outside.
     listed.append({"match": {"prefix": "/"}, "direct_response": {"status": 404}, "typed_per_filter_config": plain})

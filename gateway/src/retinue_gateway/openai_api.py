@@ -2,7 +2,8 @@
 
 import asyncio
 import hashlib
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -111,7 +112,9 @@ class OpenAi:
         known = None if replayed else after
         with await self._events.open(caller, run.log_id, after, known=known) as stream:
             if ask.stream:
-                await _Chunks(request, ask, run).tell(stream, headers)
+                await _Chunks(request, ask, run).tell(
+                    stream, headers, partial(self._operations.find_run, run.run_id, caller)
+                )
             else:
                 await self._tell_whole(request, ask, caller, await _end(run, stream), headers)
 
@@ -147,7 +150,9 @@ class _Chunks:
         self._include_usage = ask.include_usage
         self._head = _head(ask, run, "chat.completion.chunk")
 
-    async def tell(self, stream: Stream, headers: dict[str, str]) -> None:
+    async def tell(
+        self, stream: Stream, headers: dict[str, str], find_run: Callable[[], Awaitable[run_pb2.Run]]
+    ) -> None:
         await self._request.begin(200, sse.CONTENT_TYPE, {**dict(sse.HEADERS), **headers})
         await self._write({"role": "assistant", "content": ""})
         relay = Relay()
@@ -155,6 +160,7 @@ class _Chunks:
             while not relay.ended:
                 entries = await stream.next()
                 if not entries:
+                    await find_run()  # one that was removed with its contact ends without a word
                     await self._request.write(sse.KEEP_ALIVE)
                 text = "".join([relay.feed(entry) for entry in entries if entry.run_id == self._run.run_id])
                 if text:

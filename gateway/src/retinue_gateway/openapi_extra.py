@@ -251,7 +251,7 @@ PATHS: Json = {
                     "headers": {"idempotent-replay": REPLAY},
                     "content": {
                         "application/json": {"schema": {"$ref": "#/components/schemas/ChatCompletion"}},
-                        "text/event-stream": {"schema": {"type": "string"}},
+                        "text/event-stream": {},
                     },
                 },
                 **_openai_refusals("400", "401", "403", "404", "409", "413", "429", "500", "503", "504"),

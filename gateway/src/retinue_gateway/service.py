@@ -128,7 +128,11 @@ class EdgeServicer(edge_service_pb2_grpc.EdgeServiceServicer):
                 over = False
                 while not over:
                     entries = await stream.next()
-                    data = sse.KEEP_ALIVE if not entries else b""
+                    data = b""
+                    if not entries:
+                        # A run that was removed with its contact ends without a word.
+                        await self._operations.find_run(run.run_id, caller)
+                        data = sse.KEEP_ALIVE
                     for entry in entries:
                         if entry.run_id == run.run_id and not over:
                             data += sse.frame(entry)

@@ -14,7 +14,7 @@ HEADERS = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 """Neither caches nor proxies are to hold events back."""
 
 PIECE_SIZE_MAX_BYTES = 1024 * 1024
-"""Written as one message; gRPC takes no more than 4 MiB, and a single event may be larger."""
+"""Written as one message; what gRPC takes is bounded, and a single event may be large."""
 
 _encoder = msgspec.json.Encoder()
 

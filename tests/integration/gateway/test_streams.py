@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from retinue.edge.v1 import edge_service_pb2
+from retinue.edge.v1 import contact_pb2, edge_service_pb2
 from retinue_gateway import events
 from retinue_kit import streams
 
@@ -175,3 +175,20 @@ async def test_redis_that_is_emptied_mid_run_hides_nothing_durable(mesh: Any, re
         data += b"".join([body.data async for body in reader])
     for type_ in ("user.message", "run.started", "assistant.message", "run.succeeded"):
         assert data.count(f"event: {type_}\n".encode()) == 1
+
+
+async def test_a_run_that_is_deleted_with_its_contact_ends_its_stream(
+    mesh: Any, gate: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "KEEP_ALIVE_S", 0.0)
+
+    async def held(request: Any) -> AsyncIterator[dict[str, Any]]:
+        yield {"text_delta": {"text": "Well"}}
+        await gate.wait()
+
+    mesh.adapter.script = held
+    call = aiter(stream_message(mesh))
+    while b"assistant.delta" not in (await anext(call)).data:
+        pass
+    await mesh.edge.DeleteContact(contact_pb2.DeleteContactRequest(contact="ada"), metadata=mesh.metadata())
+    assert reason(last_error(await read_to_end(call))) == "RUN_NOT_FOUND"

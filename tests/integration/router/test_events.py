@@ -152,3 +152,29 @@ async def test_cursors_of_many_tenants_are_answered_at_once(router, core):
     answer = await router.call("ListCursors", logs=[{"tenant_id": t, "log_id": g} for t, g in ask])
     found = {(c.tenant_id, c.log_id): c.last_cursor for c in answer.cursors}
     assert found == {ask[0]: "1-9", ask[1]: "0-0"}
+
+
+async def test_bounded_pages_of_large_messages_fit_a_message_and_lose_nothing(router, core):
+    text = "\U00020000" * 100_000  # 400,000 bytes
+    for _ in range(7):
+        await router.submit(text)
+        said = {"n": 5, "type": "assistant.message", "data": {"message_id": "msg_1", "text": text}}
+        await core.finish(await core.claim(ANNA), log=ANNA, events=[said])
+    await core.seen("update router.runs set output = $1", text)
+
+    events, pages, after, more = [], 0, "", True
+    while more:
+        page = await router.call("ListEvents", log_id=ANNA, after_cursor=after)
+        events, pages, after, more = [*events, *page.events], pages + 1, page.events[-1].cursor, page.more
+    assert [event.type for event in events] == ["user.message", "assistant.message", "run.succeeded"] * 7
+    assert len({event.cursor for event in events}) == len(events)
+    assert 5 < pages < 10
+
+    for call, field, count in (("ListMessages", "messages", 14), ("ListRuns", "runs", 7)):
+        found, pages, token, more = [], 0, "", True
+        while more:
+            page = await router.call(call, contact="anna", page_size=200, page_token=token)
+            found, pages, token = [*found, *getattr(page, field)], pages + 1, page.next_page_token
+            more = bool(token)
+        assert len(found) == count
+        assert pages > 1

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -119,3 +120,13 @@ def test_the_latest_messages_are_gathered_over_pages() -> None:
 def test_a_contact_that_is_new_has_no_messages() -> None:
     with Server(error(404, "no such contact")).edge() as edge:
         assert edge.messages("ada", 20) == []
+
+
+def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"none\.pem cannot be used: No such file or directory\.$"):
+        Edge("https://mesh", "token", certificate=str(tmp_path / "none.pem"))
+
+
+def test_who_does_not_trust_the_certificate_is_told_how() -> None:
+    with pytest.raises(CommandError, match="name the certificate to trust with --certificate"):
+        Server(httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed")).edge().cancel("run_1")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from retinue.directory.v1.directory_service_pb2 import ListRevocationsResponse
 from retinue_gateway.credentials import Credentials, check_scope, read_caller
 from retinue_kit.errors import Reason, RetinueError
 
@@ -21,12 +22,15 @@ class Clock:
 
 
 class Nobody:
-    """A directory that is never asked."""
+    """A directory that has revoked one token."""
 
     channel: Any = None
 
     def __init__(self) -> None:
         self.channel = self
+
+    async def call(self, *_: object, **__: object) -> ListRevocationsResponse:
+        return ListRevocationsResponse(jtis=["tok_revoked"])
 
     def unary_unary(self, *_: object, **__: object) -> None:
         return None
@@ -64,9 +68,22 @@ def test_scopes_open_what_they_name_and_admin_everything(scopes: str, may: bool)
     assert raised.value.metadata == {"scope": "chat"}
 
 
-def test_a_token_counts_until_it_expires() -> None:
+async def test_nobody_is_admitted_before_the_revoked_tokens_were_read() -> None:
+    credentials = Credentials(Nobody(), Clock())  # type: ignore[arg-type]
+    with pytest.raises(RetinueError) as raised:
+        credentials.admit(HEADERS)
+    assert raised.value.reason is Reason.DEPENDENCY_UNAVAILABLE
+    await credentials.refresh()
+    assert credentials.admit(HEADERS).tenant_id == "ten_a"
+    with pytest.raises(RetinueError) as raised:
+        credentials.admit({**HEADERS, "x-retinue-jti": "tok_revoked"})
+    assert raised.value.reason is Reason.CREDENTIAL_INVALID
+
+
+async def test_a_token_counts_until_it_expires() -> None:
     clock = Clock()
     credentials = Credentials(Nobody(), clock)  # type: ignore[arg-type]
+    await credentials.refresh()
     caller = credentials.admit(HEADERS)
     clock.time = 1999.9
     assert credentials.trouble(caller) is None

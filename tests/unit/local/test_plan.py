@@ -31,6 +31,12 @@ def test_each_process_stands_after_what_it_needs(ground):
     assert {"postgres", "redis", "envoy", "gateway", "worker-1", "worker-2", *plan.SERVICES} == set(seen)
 
 
+@pytest.mark.parametrize(("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]")])
+def test_clients_are_given_an_address_to_connect_to(ground, host, shown):
+    reached = ground._replace(options=ground.options._replace(host=host))
+    assert plan.edge_address(reached) == f"http://{shown}:8080"
+
+
 def test_the_offline_model_runs_only_where_it_is_chosen(ground):
     names = [item.name for item in plan.make(ground._replace(model=model_choice.OFFLINE, model_port=9))]
     assert "model" in names

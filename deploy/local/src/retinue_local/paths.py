@@ -120,3 +120,4 @@ def make_private(folder: Path, uid: int, gid: int) -> None:
 def remove_run(paths: Paths) -> None:
     """Remove the sockets and what else was made for this run."""
     shutil.rmtree(paths.run, ignore_errors=True)
+    shutil.rmtree(short_postgres_folder(paths.state), ignore_errors=True)

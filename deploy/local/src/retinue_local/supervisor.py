@@ -7,7 +7,6 @@ import fcntl
 import logging
 import os
 import resource
-import shutil
 import signal
 import socket
 import time
@@ -90,20 +89,18 @@ async def run(
     folders = paths.of_state(options.state_dir)
     paths.make(folders)
     with _locked(folders), _logged(folders):
-        port = _free_port(options.host, options.port)
-        model = await model_choice.complete(options.model)
-        home = postgres.make_home(folders, options.postgres_user)
-        model_port = _free_port("127.0.0.1", 0) if model.is_offline else 0
-        ground = Ground(options, folders, home, model, port, model_port)
-        mesh = Mesh(ground, make_plans(ground), on_progress)
-        _raise_open_files()
         try:
+            port = _free_port(options.host, options.port)
+            model = await model_choice.complete(options.model)
+            home = postgres.make_home(folders, options.postgres_user)
+            model_port = _free_port("127.0.0.1", 0) if model.is_offline else 0
+            ground = Ground(options, folders, home, model, port, model_port)
+            mesh = Mesh(ground, make_plans(ground), on_progress)
+            _raise_open_files()
             await mesh.run(began, on_ready)
         finally:
             folders.status.unlink(missing_ok=True)
             paths.remove_run(folders)
-            if home.sockets == paths.short_postgres_folder(folders.state):
-                shutil.rmtree(home.sockets, ignore_errors=True)
 
 
 class Mesh:

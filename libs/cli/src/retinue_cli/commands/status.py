@@ -1,6 +1,7 @@
 """retinue status."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,10 +36,8 @@ def status(
     else:
         from rich.console import Console
 
-        console, laid = Console(), table(processes)
         # A terminal folds long addresses; whoever reads from a pipe gets a line a process.
-        width = None if console.is_terminal else console.measure(laid, options=console.options.update(width=WIDTH_MAX))
-        console.print(laid, width=width and width.maximum, crop=False)
+        Console(width=None if sys.stdout.isatty() else WIDTH_MAX).print(table(processes))
         typer.echo(f"clients: {found.address}")
     return 0 if processes and all(process.health == SERVING for process in processes) else 1
 

@@ -113,8 +113,7 @@ class Contacts:
                 raise pages.invalid() from None
         await self.get(tenant_id, contact)
         size = pages.size_of(page_size)
-        rows = await self._store.messages(tenant_id, log_id_of(tenant_id, contact), after, size + 1)
-        if len(rows) <= size:
+        rows, more = await self._store.messages(tenant_id, log_id_of(tenant_id, contact), after, size)
+        if not more:
             return rows, ""
-        last = rows[size - 1]
-        return rows[:size], pages.write(MESSAGES_PAGE, str(Cursor(last["token"], last["n"])))
+        return rows, pages.write(MESSAGES_PAGE, str(Cursor(rows[-1]["token"], rows[-1]["n"])))

@@ -69,9 +69,8 @@ class Runs:
         if contact:
             check_name(contact)
         size = pages.size_of(page_size)
-        rows = await self._store.page(tenant_id, contact, state, pages.read_id(PAGE, page_token), size + 1)
-        more = pages.write(PAGE, rows[size - 1]["run_id"]) if len(rows) > size else ""
-        return rows[:size], more
+        rows, more = await self._store.page(tenant_id, contact, state, pages.read_id(PAGE, page_token), size)
+        return rows, pages.write(PAGE, rows[-1]["run_id"]) if more else ""
 
     async def cancel(self, tenant_id: str, run_id: str, by: str) -> Row:
         """Ask a run to stop; answers it as it is then. Raises RUN_NOT_FOUND."""

@@ -4,6 +4,7 @@ import asyncpg
 from retinue_kit import postgres
 from retinue_kit.streams import Cursor
 
+from retinue_router.store.bounds import bounded, page_of
 from retinue_router.store.guard import Row, guarding
 
 GET = (
@@ -67,13 +68,15 @@ class ContactStore:
             return await self._pool.fetchrow(_RESET, tenant_id, contact, log_id, session_id) is not None
 
     async def delete(self, tenant_id: str, contact: str, log_id: str) -> dict[str, int]:
-        """Remove a contact; answers the logs that went with it and the last token of each, none if there is no such contact."""
+        """Remove a contact; answers the logs that went with it, each with its last token; none if it is not there."""
         with guarding():
             rows = await self._pool.fetch(_DELETE, tenant_id, contact, log_id)
         return {row["log_id"]: row["token"] for row in rows}
 
-    async def messages(self, tenant_id: str, log_id: str, after: Cursor, limit: int) -> list[Row]:
-        """List what was said, oldest first; rolled back answers are left out."""
+    async def messages(self, tenant_id: str, log_id: str, after: Cursor, limit: int) -> tuple[list[Row], bool]:
+        """List what was said, oldest first, and whether there is more; rolled back answers are left out."""
         with guarding():
             async with postgres.as_tenant(self._pool, tenant_id) as connection:
-                return list(await connection.fetch(MESSAGES, tenant_id, log_id, after.token, after.n, limit))
+                query = bounded(MESSAGES, "octet_length(p.data::text)", "token, n")
+                rows = await connection.fetch(query, tenant_id, log_id, after.token, after.n, limit + 1)
+        return page_of(rows, limit)

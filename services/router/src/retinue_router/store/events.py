@@ -8,6 +8,7 @@ from retinue_kit import postgres
 from retinue_kit.streams import START, Cursor, Entry, Kind
 
 from retinue_router.domain.events import instant, render
+from retinue_router.store.bounds import bounded, page_of
 from retinue_router.store.guard import Row, guarding
 
 _COLUMNS = "e.token, e.n, e.prev_token, e.prev_n, e.session_id, e.run_id, e.type, e.data, e.time"
@@ -25,8 +26,15 @@ _CURSORS = (
     " join unnest($1::text[], $2::text[]) as u (tenant_id, log_id) on l.tenant_id = u.tenant_id and l.log_id = u.log_id"
 )
 
+PAGE_SIZE_MAX_BYTES = 512 * 1024
+"""A watcher that catches up takes a quarter of a mebibyte at a time, and asks again for what is left of a page."""
+
 LogKey = tuple[str, str]
 """A tenant and a log."""
+
+
+def _bounded(query: str) -> str:
+    return bounded(query, "octet_length(p.data::text)", "token, n", PAGE_SIZE_MAX_BYTES)
 
 
 def _entry(row: Row) -> Entry:
@@ -46,15 +54,19 @@ class EventStore:
     async def page(
         self, tenant_id: str, log_id: str, run_id: str, after: Cursor, limit: int
     ) -> tuple[list[Entry], bool]:
-        """Read events after a cursor in order, only one run's where given, and whether there are more."""
+        """Read events after a cursor in order, only one run's where given, and whether there are more.
+
+        Large ones make a page shorter.
+        """
         arguments = [tenant_id, log_id, after.token, after.n, limit + 1]
         with guarding():
             async with postgres.as_tenant(self._pool, tenant_id) as connection:
                 if run_id:
-                    rows = await connection.fetch(LIST_OF_RUN, *arguments, run_id)
+                    rows = await connection.fetch(_bounded(LIST_OF_RUN), *arguments, run_id)
                 else:
-                    rows = await connection.fetch(LIST, *arguments)
-        return [_entry(row) for row in rows[:limit]], len(rows) > limit
+                    rows = await connection.fetch(_bounded(LIST), *arguments)
+        shown, more = page_of(rows, limit)
+        return [_entry(row) for row in shown], more
 
     async def last(self, tenant_id: str, log_id: str) -> Cursor:
         """Read a log's last durable cursor; START if there is none."""

@@ -5,6 +5,7 @@ import msgspec
 from retinue_kit import postgres
 
 from retinue_router.domain.submission import Submission
+from retinue_router.store.bounds import bounded, page_of
 from retinue_router.store.guard import Row, guarding
 
 _COLUMNS = (
@@ -18,6 +19,10 @@ LIST_OF_CONTACT = f"select {_COLUMNS} from runs r where r.tenant_id = $1 and r.c
 
 _SUBMIT = "select * from submit_run_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
 _CANCEL = "select * from cancel_run_1($1, $2, $3)"
+
+
+def _bounded(query: str) -> str:
+    return bounded(query, "octet_length(coalesce(p.output, ''))", "run_id desc")
 
 
 class NewIds(msgspec.Struct, frozen=True):
@@ -53,15 +58,17 @@ class RunStore:
                 row: Row | None = await connection.fetchrow(GET, tenant_id, run_id)
         return row
 
-    async def page(self, tenant_id: str, contact: str, state: str, before: str, limit: int) -> list[Row]:
-        """List runs, newest first, of one contact and in one state where given."""
+    async def page(self, tenant_id: str, contact: str, state: str, before: str, limit: int) -> tuple[list[Row], bool]:
+        """List runs, newest first, of one contact and in one state where given, and whether there are more."""
         with guarding():
             async with postgres.as_tenant(self._pool, tenant_id) as connection:
                 if contact:
-                    rows = await connection.fetch(LIST_OF_CONTACT, tenant_id, before, state, limit, contact)
+                    rows = await connection.fetch(
+                        _bounded(LIST_OF_CONTACT), tenant_id, before, state, limit + 1, contact
+                    )
                 else:
-                    rows = await connection.fetch(LIST, tenant_id, before, state, limit)
-        return list(rows)
+                    rows = await connection.fetch(_bounded(LIST), tenant_id, before, state, limit + 1)
+        return page_of(rows, limit)
 
     async def cancel(self, tenant_id: str, run_id: str, by: str) -> Row | None:
         """Ask a run to stop; answers a row of cancel_run_1, None if there is no such run."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import msgspec
+import structlog
 from retinue.policy.v1 import policy_service_pb2 as policy_pb
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as adapter_pb
 from retinue.runtime_adapter.v1.runtime_event_pb2 import RuntimeEvent, RuntimeUsage
@@ -30,6 +31,7 @@ OVERHEAD_FACTOR = 4
 """A runtime keeps its own limit on text; this many times as much in events of all kinds is one that does not."""
 
 _RETRYABLE = frozenset({Reason.DEPENDENCY_UNAVAILABLE, Reason.INTERNAL})
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -118,6 +120,11 @@ class Attempt:
                 raise
             out.state, out.error = "failed", wire.to_json(wire.to_status(error))
             out.retryable = error.reason in _RETRYABLE
+        except Exception:
+            # A bug of ours: the run ends with it now, instead of once its leases have run out three times.
+            log.exception("attempt broke", run_id=self._held.run_id)
+            broken = RetinueError(Reason.INTERNAL, "Something went wrong inside; the trace id leads to it.")
+            out.state, out.error, out.retryable = "failed", wire.to_json(wire.to_status(broken)), False
         finally:
             self._lease.interruptible = False
             await self._absorb()

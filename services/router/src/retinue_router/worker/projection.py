@@ -14,7 +14,7 @@ from retinue_kit.streams import START, Cursor
 
 from retinue_router.domain.events import instant
 from retinue_router.ring import Ticket
-from retinue_router.workspace import contact_dir, locked, open_beneath
+from retinue_router.workspace import PROFILE_FILE, contact_dir, locked, open_beneath, write_profile
 
 THREAD_FILE = "thread.jsonl"
 TAIL_SIZE_BYTES = 512 * 1024
@@ -91,7 +91,11 @@ class Projector:
                     with open_beneath(path.parent, THREAD_FILE) as file:
                         os.write(file, b"".join(map(_line, rows)))
                 if len(rows) < PAGE_ROWS:
-                    return
+                    break
+            if path.parent.exists() and not (path.parent / PROFILE_FILE).exists():
+                # Nobody has written a profile: whoever does holds the same lock.
+                blank = {"contact": contact, "display_name": "", "channel": "", "profile": {}}
+                write_profile(self._root, ticket.tenant_id, contact, blank)
 
     async def _rows(self, ticket: Ticket, after: Cursor) -> list[Any]:
         with postgres.translating():
