@@ -120,7 +120,9 @@ def test_a_refusal_names_its_rule_and_the_runtime(snapshot, reason, rule):
 def test_a_fallback_says_so():
     decision = decide(replace(CHAT, runtimes_on=("light",)))
     expected = Fired(
-        "openclaw_is_off", Effect.FALL_BACK, "The runtime openclaw is not switched on here; another one is."
+        "openclaw_is_off",
+        Effect.FALL_BACK,
+        "Preferred is openclaw, which is off in this deployment: one that is on takes it.",
     )
     assert decision.rules[-1] == expected
 

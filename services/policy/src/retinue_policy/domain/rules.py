@@ -202,7 +202,7 @@ RULES = (
         Effect.FALL_BACK,
         lambda s, picked: not s.is_on(picked),
         _what_is_on,
-        "The runtime {picked} is not switched on here; another one is.",
+        "Preferred is {picked}, which is off in this deployment: one that is on takes it.",
     ),
     Rule(
         "session_is_sticky",
