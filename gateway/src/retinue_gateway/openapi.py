@@ -162,13 +162,10 @@ class Document:
         operation["parameters"] += list(_headers(method.name))
         if method.name in _WATCHES:
             operation["security"] = [{"bearer": []}, {"accessToken": []}]
-        operation["responses"] = self._responses(method, bool(rule.body), rule.response_body)
+        operation["responses"] = self._responses(method, bool(rule.body))
         return verb, path, operation
 
-    def _responses(self, method: descriptor_pb2.MethodDescriptorProto, has_body: bool, shown: str) -> Json:
-        answer: str = method.output_type
-        if shown:  # the answer's body is this part of the message alone
-            answer = next(field.type_name for field in self._contract.messages[answer].field if field.name == shown)
+    def _responses(self, method: descriptor_pb2.MethodDescriptorProto, has_body: bool) -> Json:
         headers: Json = {"x-trace-id": {"$ref": "#/components/headers/x-trace-id"}}
         headers = {"x-trace-id": openapi_extra.TRACE_ID}
         if method.name in _KEYED:
@@ -177,8 +174,8 @@ class Document:
             content: Json = {"text/event-stream": {}}
             text = "Events, each with its cursor as id, its type as event, and the Event as data."
         else:
-            content = {"application/json": {"schema": self._reference(answer)}}
-            text = self._contract.comments[answer]
+            content = {"application/json": {"schema": self._reference(method.output_type)}}
+            text = self._contract.comments[method.output_type]
         refusals = dict(_REFUSALS)
         if method.name in _KEYED:
             refusals["409"] = "Conflict"

@@ -172,17 +172,11 @@ class EdgeServicer(edge_service_pb2_grpc.EdgeServiceServicer):
     ) -> contact_pb2.ListContactsResponse:
         return await self._operations.list_contacts(request, _caller(context))
 
-    async def GetContact(
-        self, request: contact_pb2.GetContactRequest, context: Context
-    ) -> contact_pb2.GetContactResponse:
-        contact = await self._operations.get_contact(request, _caller(context))
-        return contact_pb2.GetContactResponse(contact=contact)
+    async def GetContact(self, request: contact_pb2.GetContactRequest, context: Context) -> contact_pb2.Contact:
+        return await self._operations.get_contact(request, _caller(context))
 
-    async def UpdateContact(
-        self, request: contact_pb2.UpdateContactRequest, context: Context
-    ) -> contact_pb2.UpdateContactResponse:
-        contact = await self._operations.update_contact(request, _caller(context))
-        return contact_pb2.UpdateContactResponse(contact=contact)
+    async def UpdateContact(self, request: contact_pb2.UpdateContactRequest, context: Context) -> contact_pb2.Contact:
+        return await self._operations.update_contact(request, _caller(context))
 
     async def DeleteContact(
         self, request: contact_pb2.DeleteContactRequest, context: Context

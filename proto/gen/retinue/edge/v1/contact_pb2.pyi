@@ -191,18 +191,36 @@ class GetContactResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTACT_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    contact: _builtins.str
+    """The client's own name for it."""
+    display_name: _builtins.str
+    """Name to show; empty if none was given."""
+    channel: _builtins.str
+    """Where the contact writes from, such as "web" or "feishu"; empty if none was given."""
     @_builtins.property
-    def contact(self) -> Global___Contact:
-        """The contact, with its profile."""
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made: first used, or first put."""
+
+    @_builtins.property
+    def profile(self) -> _struct_pb2.Struct:
+        """Facts about the contact, as the client keeps them."""
 
     def __init__(
         self,
         *,
-        contact: Global___Contact | None = ...,
+        contact: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        channel: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        profile: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["contact", b"contact"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contact", b"contact"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "contact", b"contact", "create_time", b"create_time", "display_name", b"display_name", "profile", b"profile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -251,18 +269,36 @@ class UpdateContactResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTACT_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    contact: _builtins.str
+    """The client's own name for it."""
+    display_name: _builtins.str
+    """Name to show; empty if none was given."""
+    channel: _builtins.str
+    """Where the contact writes from, such as "web" or "feishu"; empty if none was given."""
     @_builtins.property
-    def contact(self) -> Global___Contact:
-        """The contact, with its profile."""
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made: first used, or first put."""
+
+    @_builtins.property
+    def profile(self) -> _struct_pb2.Struct:
+        """Facts about the contact, as the client keeps them."""
 
     def __init__(
         self,
         *,
-        contact: Global___Contact | None = ...,
+        contact: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        channel: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        profile: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["contact", b"contact"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contact", b"contact"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "contact", b"contact", "create_time", b"create_time", "display_name", b"display_name", "profile", b"profile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
