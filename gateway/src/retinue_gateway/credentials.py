@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -17,6 +18,10 @@ EXPIRE_KEY = "x-retinue-exp"
 
 REFRESH_S = 2.0
 """How often revoked tokens are asked for: with one missed answer, a revocation takes effect within 5 s."""
+
+LEARN_TIMEOUT_S = 2.0
+LEARN_PAUSE_S = 0.05
+"""How long, and how often, a process that starts asks for them: the directory may be starting beside it."""
 
 SCOPE_CHAT = "chat"
 SCOPE_ADMIN = "admin"
@@ -98,6 +103,15 @@ class Credentials:
             log.warning("revocations not read", detail=error.private)
         else:
             self._revoked = frozenset(answer.jtis)
+
+    async def learn(self) -> None:
+        """Ask until the revoked tokens are known, for a while; until then nobody is admitted."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEARN_TIMEOUT_S):
+                await self.refresh()
+                while self._revoked is None:
+                    await asyncio.sleep(LEARN_PAUSE_S)
+                    await self.refresh()
 
     async def refresh_for_ever(self) -> None:
         """Keep the revoked tokens fresh."""

@@ -37,7 +37,7 @@ class Edge(Server):
 
     async def start(self) -> int:
         """Learn what is revoked, then listen on both."""
-        await self.credentials.refresh()
+        await self.credentials.learn()
         await self._listener.start()
         return await super().start()
 

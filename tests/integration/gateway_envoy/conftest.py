@@ -53,7 +53,7 @@ class Edge(edge_service_pb2_grpc.EdgeServiceServicer):
             raise RetinueError(Reason.CONTACT_NOT_FOUND, "No such contact.")
         if request.contact == "busy":
             raise RetinueError.unavailable("router")
-        return contact_pb2.GetContactResponse(contact=request.contact, display_name="x" * self.text_size)
+        return contact_pb2.Contact(contact=request.contact, display_name="x" * self.text_size)
 
     async def ListApprovals(self, request, context):
         self._note(request, context)

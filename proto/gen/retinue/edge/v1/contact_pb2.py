@@ -27,7 +27,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dretinue/edge/v1/contact.proto\x12\x0fretinue.edge.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x01\n\x07\x43ontact\x12\x0f\n\x07\x63ontact\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x07profile\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x8e\x01\n\x07Message\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsession_id\x18\x06 \x01(\t\"e\n\x13ListContactsRequest\x12\"\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x01H\x00\x88\x01\x01\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x42\x0c\n\n_page_size\"[\n\x14ListContactsResponse\x12*\n\x08\x63ontacts\x18\x01 \x03(\x0b\x32\x18.retinue.edge.v1.Contact\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"L\n\x11GetContactRequest\x12\x37\n\x07\x63ontact\x18\x01 \x01(\tB&\xbaH#r!\x10\x01\x18\x80\x01\x32\x1a^[\\p{L}\\p{M}\\p{N}_.@+:-]+$\"\xa7\x01\n\x12GetContactResponse\x12\x0f\n\x07\x63ontact\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x07profile\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xb3\x01\n\x14UpdateContactRequest\x12\x37\n\x07\x63ontact\x18\x01 \x01(\tB&\xbaH#r!\x10\x01\x18\x80\x01\x32\x1a^[\\p{L}\\p{M}\\p{N}_.@+:-]+$\x12\x1e\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x18\n\x07\x63hannel\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12(\n\x07profile\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xaa\x01\n\x15UpdateContactResponse\x12\x0f\n\x07\x63ontact\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x07profile\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\"O\n\x14\x44\x65leteContactRequest\x12\x37\n\x07\x63ontact\x18\x01 \x01(\tB&\xbaH#r!\x10\x01\x18\x80\x01\x32\x1a^[\\p{L}\\p{M}\\p{N}_.@+:-]+$\"\x17\n\x15\x44\x65leteContactResponse\"N\n\x13ResetContactRequest\x12\x37\n\x07\x63ontact\x18\x01 \x01(\tB&\xbaH#r!\x10\x01\x18\x80\x01\x32\x1a^[\\p{L}\\p{M}\\p{N}_.@+:-]+$\"*\n\x14ResetContactResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x9e\x01\n\x13ListMessagesRequest\x12\x37\n\x07\x63ontact\x18\x01 \x01(\tB&\xbaH#r!\x10\x01\x18\x80\x01\x32\x1a^[\\p{L}\\p{M}\\p{N}_.@+:-]+$\x12\"\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x01H\x00\x88\x01\x01\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x42\x0c\n\n_page_size\"[\n\x14ListMessagesResponse\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.retinue.edge.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dretinue/edge/v1/contact.proto\x12\x0fretinue.edge.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x01\n\x07\x43ontact\x12\x0f\n\x07\x63ontact\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x07profile\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x8e\x01\n\x07Message\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsession_id\x18\x06 \x01(\t\"e\n\x13ListContactsRequest\x12\"\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x01H\x00\x88\x01\x01\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x42\x0c\n\n_page_size\"[\n\x14ListContactsResponse\x12*\n\x08\x63ontacts\x18\x01 \x03(\x0b\x32\x18.retinue.edge.v1.Contact\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"L\n\x11GetContactRequest\x12\x37\n\x07\x63ontact\x18\x01 \x01(\tB&\xbaH#r!\x10\x01\x18\x80\x01\x32\x1a^[\\p{L}\\p{M}\\p{N}_.@+:-]+$\"\xb3\x01\n\x14UpdateContactRequest\x12\x37\n\x07\x63ontact\x18\x01 \x01(\tB&\xbaH#r!\x10\x01\x18\x80\x01\x32\x1a^[\\p{L}\\p{M}\\p{N}_.@+:-]+$\x12\x1e\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x18\n\x07\x63hannel\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12(\n\x07profile\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"O\n\x14\x44\x65leteContactRequest\x12\x37\n\x07\x63ontact\x18\x01 \x01(\tB&\xbaH#r!\x10\x01\x18\x80\x01\x32\x1a^[\\p{L}\\p{M}\\p{N}_.@+:-]+$\"\x17\n\x15\x44\x65leteContactResponse\"N\n\x13ResetContactRequest\x12\x37\n\x07\x63ontact\x18\x01 \x01(\tB&\xbaH#r!\x10\x01\x18\x80\x01\x32\x1a^[\\p{L}\\p{M}\\p{N}_.@+:-]+$\"*\n\x14ResetContactResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x9e\x01\n\x13ListMessagesRequest\x12\x37\n\x07\x63ontact\x18\x01 \x01(\tB&\xbaH#r!\x10\x01\x18\x80\x01\x32\x1a^[\\p{L}\\p{M}\\p{N}_.@+:-]+$\x12\"\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x01H\x00\x88\x01\x01\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x42\x0c\n\n_page_size\"[\n\x14ListMessagesResponse\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.retinue.edge.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -66,22 +66,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTCONTACTSRESPONSE']._serialized_end=640
   _globals['_GETCONTACTREQUEST']._serialized_start=642
   _globals['_GETCONTACTREQUEST']._serialized_end=718
-  _globals['_GETCONTACTRESPONSE']._serialized_start=721
-  _globals['_GETCONTACTRESPONSE']._serialized_end=888
-  _globals['_UPDATECONTACTREQUEST']._serialized_start=891
-  _globals['_UPDATECONTACTREQUEST']._serialized_end=1070
-  _globals['_UPDATECONTACTRESPONSE']._serialized_start=1073
-  _globals['_UPDATECONTACTRESPONSE']._serialized_end=1243
-  _globals['_DELETECONTACTREQUEST']._serialized_start=1245
-  _globals['_DELETECONTACTREQUEST']._serialized_end=1324
-  _globals['_DELETECONTACTRESPONSE']._serialized_start=1326
-  _globals['_DELETECONTACTRESPONSE']._serialized_end=1349
-  _globals['_RESETCONTACTREQUEST']._serialized_start=1351
-  _globals['_RESETCONTACTREQUEST']._serialized_end=1429
-  _globals['_RESETCONTACTRESPONSE']._serialized_start=1431
-  _globals['_RESETCONTACTRESPONSE']._serialized_end=1473
-  _globals['_LISTMESSAGESREQUEST']._serialized_start=1476
-  _globals['_LISTMESSAGESREQUEST']._serialized_end=1634
-  _globals['_LISTMESSAGESRESPONSE']._serialized_start=1636
-  _globals['_LISTMESSAGESRESPONSE']._serialized_end=1727
+  _globals['_UPDATECONTACTREQUEST']._serialized_start=721
+  _globals['_UPDATECONTACTREQUEST']._serialized_end=900
+  _globals['_DELETECONTACTREQUEST']._serialized_start=902
+  _globals['_DELETECONTACTREQUEST']._serialized_end=981
+  _globals['_DELETECONTACTRESPONSE']._serialized_start=983
+  _globals['_DELETECONTACTRESPONSE']._serialized_end=1006
+  _globals['_RESETCONTACTREQUEST']._serialized_start=1008
+  _globals['_RESETCONTACTREQUEST']._serialized_end=1086
+  _globals['_RESETCONTACTRESPONSE']._serialized_start=1088
+  _globals['_RESETCONTACTRESPONSE']._serialized_end=1130
+  _globals['_LISTMESSAGESREQUEST']._serialized_start=1133
+  _globals['_LISTMESSAGESREQUEST']._serialized_end=1291
+  _globals['_LISTMESSAGESRESPONSE']._serialized_start=1293
+  _globals['_LISTMESSAGESRESPONSE']._serialized_end=1384
 # @@protoc_insertion_point(module_scope)

@@ -185,48 +185,6 @@ class GetContactRequest(_message.Message):
 Global___GetContactRequest: _TypeAlias = GetContactRequest  # noqa: Y015
 
 @_typing.final
-class GetContactResponse(_message.Message):
-    """The contact."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CONTACT_FIELD_NUMBER: _builtins.int
-    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
-    CHANNEL_FIELD_NUMBER: _builtins.int
-    CREATE_TIME_FIELD_NUMBER: _builtins.int
-    PROFILE_FIELD_NUMBER: _builtins.int
-    contact: _builtins.str
-    """The client's own name for it."""
-    display_name: _builtins.str
-    """Name to show; empty if none was given."""
-    channel: _builtins.str
-    """Where the contact writes from, such as "web" or "feishu"; empty if none was given."""
-    @_builtins.property
-    def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was made: first used, or first put."""
-
-    @_builtins.property
-    def profile(self) -> _struct_pb2.Struct:
-        """Facts about the contact, as the client keeps them."""
-
-    def __init__(
-        self,
-        *,
-        contact: _builtins.str = ...,
-        display_name: _builtins.str = ...,
-        channel: _builtins.str = ...,
-        create_time: _timestamp_pb2.Timestamp | None = ...,
-        profile: _struct_pb2.Struct | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "profile", b"profile"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "contact", b"contact", "create_time", b"create_time", "display_name", b"display_name", "profile", b"profile"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetContactResponse: _TypeAlias = GetContactResponse  # noqa: Y015
-
-@_typing.final
 class UpdateContactRequest(_message.Message):
     """A contact's profile, whole."""
 
@@ -261,48 +219,6 @@ class UpdateContactRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateContactRequest: _TypeAlias = UpdateContactRequest  # noqa: Y015
-
-@_typing.final
-class UpdateContactResponse(_message.Message):
-    """The contact as it is now."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CONTACT_FIELD_NUMBER: _builtins.int
-    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
-    CHANNEL_FIELD_NUMBER: _builtins.int
-    CREATE_TIME_FIELD_NUMBER: _builtins.int
-    PROFILE_FIELD_NUMBER: _builtins.int
-    contact: _builtins.str
-    """The client's own name for it."""
-    display_name: _builtins.str
-    """Name to show; empty if none was given."""
-    channel: _builtins.str
-    """Where the contact writes from, such as "web" or "feishu"; empty if none was given."""
-    @_builtins.property
-    def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was made: first used, or first put."""
-
-    @_builtins.property
-    def profile(self) -> _struct_pb2.Struct:
-        """Facts about the contact, as the client keeps them."""
-
-    def __init__(
-        self,
-        *,
-        contact: _builtins.str = ...,
-        display_name: _builtins.str = ...,
-        channel: _builtins.str = ...,
-        create_time: _timestamp_pb2.Timestamp | None = ...,
-        profile: _struct_pb2.Struct | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "profile", b"profile"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "contact", b"contact", "create_time", b"create_time", "display_name", b"display_name", "profile", b"profile"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___UpdateContactResponse: _TypeAlias = UpdateContactResponse  # noqa: Y015
 
 @_typing.final
 class DeleteContactRequest(_message.Message):

@@ -58,12 +58,12 @@ class EdgeServiceStub:
         self.GetContact = channel.unary_unary(
                 '/retinue.edge.v1.EdgeService/GetContact',
                 request_serializer=retinue_dot_edge_dot_v1_dot_contact__pb2.GetContactRequest.SerializeToString,
-                response_deserializer=retinue_dot_edge_dot_v1_dot_contact__pb2.GetContactResponse.FromString,
+                response_deserializer=retinue_dot_edge_dot_v1_dot_contact__pb2.Contact.FromString,
                 _registered_method=True)
         self.UpdateContact = channel.unary_unary(
                 '/retinue.edge.v1.EdgeService/UpdateContact',
                 request_serializer=retinue_dot_edge_dot_v1_dot_contact__pb2.UpdateContactRequest.SerializeToString,
-                response_deserializer=retinue_dot_edge_dot_v1_dot_contact__pb2.UpdateContactResponse.FromString,
+                response_deserializer=retinue_dot_edge_dot_v1_dot_contact__pb2.Contact.FromString,
                 _registered_method=True)
         self.DeleteContact = channel.unary_unary(
                 '/retinue.edge.v1.EdgeService/DeleteContact',
@@ -160,6 +160,8 @@ class EdgeServiceServicer:
 
     def GetContact(self, request, context):
         """Reads a contact. Fails with CONTACT_NOT_FOUND.
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -167,6 +169,8 @@ class EdgeServiceServicer:
 
     def UpdateContact(self, request, context):
         """Writes a contact's profile whole; makes the contact if it is missing. Idempotent.
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -287,12 +291,12 @@ def add_EdgeServiceServicer_to_server(servicer, server):
             'GetContact': grpc.unary_unary_rpc_method_handler(
                     servicer.GetContact,
                     request_deserializer=retinue_dot_edge_dot_v1_dot_contact__pb2.GetContactRequest.FromString,
-                    response_serializer=retinue_dot_edge_dot_v1_dot_contact__pb2.GetContactResponse.SerializeToString,
+                    response_serializer=retinue_dot_edge_dot_v1_dot_contact__pb2.Contact.SerializeToString,
             ),
             'UpdateContact': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateContact,
                     request_deserializer=retinue_dot_edge_dot_v1_dot_contact__pb2.UpdateContactRequest.FromString,
-                    response_serializer=retinue_dot_edge_dot_v1_dot_contact__pb2.UpdateContactResponse.SerializeToString,
+                    response_serializer=retinue_dot_edge_dot_v1_dot_contact__pb2.Contact.SerializeToString,
             ),
             'DeleteContact': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteContact,
@@ -465,7 +469,7 @@ class EdgeService:
             target,
             '/retinue.edge.v1.EdgeService/GetContact',
             retinue_dot_edge_dot_v1_dot_contact__pb2.GetContactRequest.SerializeToString,
-            retinue_dot_edge_dot_v1_dot_contact__pb2.GetContactResponse.FromString,
+            retinue_dot_edge_dot_v1_dot_contact__pb2.Contact.FromString,
             options,
             channel_credentials,
             insecure,
@@ -492,7 +496,7 @@ class EdgeService:
             target,
             '/retinue.edge.v1.EdgeService/UpdateContact',
             retinue_dot_edge_dot_v1_dot_contact__pb2.UpdateContactRequest.SerializeToString,
-            retinue_dot_edge_dot_v1_dot_contact__pb2.UpdateContactResponse.FromString,
+            retinue_dot_edge_dot_v1_dot_contact__pb2.Contact.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,10 +34,16 @@ class EdgeServiceStub:
     """
     ListContacts: _aio.UnaryUnaryMultiCallable[_contact_pb2.ListContactsRequest, _contact_pb2.ListContactsResponse]
     """Lists the tenant's contacts by name."""
-    GetContact: _aio.UnaryUnaryMultiCallable[_contact_pb2.GetContactRequest, _contact_pb2.GetContactResponse]
-    """Reads a contact. Fails with CONTACT_NOT_FOUND."""
-    UpdateContact: _aio.UnaryUnaryMultiCallable[_contact_pb2.UpdateContactRequest, _contact_pb2.UpdateContactResponse]
-    """Writes a contact's profile whole; makes the contact if it is missing. Idempotent."""
+    GetContact: _aio.UnaryUnaryMultiCallable[_contact_pb2.GetContactRequest, _contact_pb2.Contact]
+    """Reads a contact. Fails with CONTACT_NOT_FOUND.
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+    """
+    UpdateContact: _aio.UnaryUnaryMultiCallable[_contact_pb2.UpdateContactRequest, _contact_pb2.Contact]
+    """Writes a contact's profile whole; makes the contact if it is missing. Idempotent.
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+    """
     DeleteContact: _aio.UnaryUnaryMultiCallable[_contact_pb2.DeleteContactRequest, _contact_pb2.DeleteContactResponse]
     """Removes a contact with all that belongs to it, in every store. Fails with CONTACT_NOT_FOUND."""
     ResetContact: _aio.UnaryUnaryMultiCallable[_contact_pb2.ResetContactRequest, _contact_pb2.ResetContactResponse]
@@ -119,17 +125,23 @@ class EdgeServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetContact(
         self,
         request: _contact_pb2.GetContactRequest,
-        context: _aio.ServicerContext[_contact_pb2.GetContactRequest, _abc.Awaitable[_contact_pb2.GetContactResponse]],
-    ) -> _abc.Awaitable[_contact_pb2.GetContactResponse]:
-        """Reads a contact. Fails with CONTACT_NOT_FOUND."""
+        context: _aio.ServicerContext[_contact_pb2.GetContactRequest, _abc.Awaitable[_contact_pb2.Contact]],
+    ) -> _abc.Awaitable[_contact_pb2.Contact]:
+        """Reads a contact. Fails with CONTACT_NOT_FOUND.
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        """
 
     @_abc_1.abstractmethod
     def UpdateContact(
         self,
         request: _contact_pb2.UpdateContactRequest,
-        context: _aio.ServicerContext[_contact_pb2.UpdateContactRequest, _abc.Awaitable[_contact_pb2.UpdateContactResponse]],
-    ) -> _abc.Awaitable[_contact_pb2.UpdateContactResponse]:
-        """Writes a contact's profile whole; makes the contact if it is missing. Idempotent."""
+        context: _aio.ServicerContext[_contact_pb2.UpdateContactRequest, _abc.Awaitable[_contact_pb2.Contact]],
+    ) -> _abc.Awaitable[_contact_pb2.Contact]:
+        """Writes a contact's profile whole; makes the contact if it is missing. Idempotent.
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        """
 
     @_abc_1.abstractmethod
     def DeleteContact(
