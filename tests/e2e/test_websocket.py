@@ -15,8 +15,11 @@ SOCKETS = 500
 SOCKETS_GROWTH_MAX_BYTES = 96 * MIB
 """What so many sockets may add to the gateway's memory: under 200 KiB each, watching and talked to."""
 
-SLOW_GROWTH_MAX_BYTES = 32 * MIB
-"""What a reader that takes nothing may add: its buffer of 1 MiB, copies of it, and what the log's pages need."""
+SLOW_GROWTH_MAX_BYTES = 16 * MIB
+"""What a reader that takes nothing may add: its buffer of 1 MiB, and a page of each log that it watches."""
+
+SLOW_QUESTIONS = 400
+"""What it asks for comes to 40 MB."""
 
 UNREAD_S = 7
 """How long the slow reader takes nothing; the edge has patience for five seconds."""
@@ -281,11 +284,13 @@ async def test_five_hundred_sockets_at_once_are_served_with_bounded_memory(open_
 async def test_a_slow_reader_is_closed_with_bounded_memory_and_harms_nobody(open_line, stream, contact, gateway_memory):
     names = [f"{contact}-{n}" for n in range(40)]
     words = os.urandom(TEXT_LENGTH // 2).hex()
-    await asyncio.gather(*(stream(name, f"#echo={words}") for name in names))
+    told = await asyncio.gather(*(stream(name, f"#echo={words}") for name in names))
     before = gateway_memory()
     async with open_line(max_queue=1) as line:
         for name in names:
             await line.say("events.subscribe", contact=name, after="0-0")
+        for _ in range(SLOW_QUESTIONS):
+            await line.say("runs.get", run_id=told[0][-1]["data"]["run_id"])
         loop = asyncio.get_running_loop()
         end = loop.time() + UNREAD_S
         while loop.time() < end:

@@ -8,7 +8,7 @@ from retinue.router.v1 import router_service_pb2 as wire
 from retinue.router.v1 import router_service_pb2_grpc
 
 
-async def test_the_service_migrates_serves_and_stops(postgres_server, redis_url, run_dir, launch, peer, eventually):
+async def test_the_service_migrates_serves_and_stops(postgres_server, redis_url, run_dir, launch, peer, healthy):
     postgres_server.start()
     folder = postgres_server.socket_dir
     admin = await asyncpg.connect(f"postgresql://postgres@/postgres?host={folder}")
@@ -24,8 +24,7 @@ async def test_the_service_migrates_serves_and_stops(postgres_server, redis_url,
         RETINUE_WORKSPACES_DIR=str(run_dir / "workspaces"),
     )  # fmt: skip
     router = peer("router", address)
-    await eventually(lambda: (run_dir / "router.sock").exists() or process.poll() is not None)
-    await router.check()
+    await healthy(router)
     stub = router_service_pb2_grpc.RouterServiceStub(router.channel)
     asked = {"tenant_id": "ten_a", "contact": "anna", "text": "hello", "kind": "chat", "on_busy": "enqueue"}
     answer = await router.call(stub.SubmitRun, json_format.ParseDict(asked, wire.SubmitRunRequest()))

@@ -21,12 +21,12 @@ REQUEST = pb.InvokeRequest(
 
 
 async def test_the_process_serves_and_stops(
-    launch: Any, peer: Any, run_dir: Path, offline_model: Any, eventually: Any
+    launch: Any, peer: Any, run_dir: Path, offline_model: Any, healthy: Any
 ) -> None:
     address = f"unix:{run_dir}/a.sock"
     process = launch("retinue_runtime_adapter", RETINUE_ADDRESS=address, RETINUE_MODEL_BASE_URL=offline_model.base_url)
     client = peer("runtime-adapter", address)
-    await client.check()
+    await healthy(client)
     stub = RuntimeAdapterServiceStub(client.channel)
     described = await client.call(stub.DescribeRuntimes, pb.DescribeRuntimesRequest())
     assert [runtime.name for runtime in described.runtimes] == ["light"]

@@ -93,3 +93,20 @@ async def test_a_token_counts_until_it_expires() -> None:
     assert trouble.reason is Reason.CREDENTIAL_EXPIRED
     with pytest.raises(RetinueError):
         credentials.admit({**HEADERS, "x-retinue-exp": "soon"})
+
+
+async def test_a_process_that_starts_asks_until_the_directory_answers() -> None:
+    class Starting(Nobody):
+        tries = 0
+
+        async def call(self, *_: object, **__: object) -> ListRevocationsResponse:
+            self.tries += 1
+            if self.tries < 3:
+                raise RetinueError.unavailable("directory", private="not there yet")
+            return await super().call()
+
+    directory: Any = Starting()
+    credentials = Credentials(directory, Clock())
+    await credentials.learn()
+    assert directory.tries == 3
+    assert credentials.admit(HEADERS).tenant_id == "ten_a"
