@@ -63,5 +63,7 @@ async def test_messages_are_taken_and_answered_while_redis_does_not_answer(mesh,
         os.kill(pid, signal.SIGCONT)
     assert [run["state"] for run in ended] == ["succeeded", "succeeded"]
     assert_told_once(events, [first, second])
-    assert all(text == ANSWER for text in shown(events).values())
+    # Deltas may be lost with a bus that is deaf until the run's end; what was said is told whole all the same.
+    whole = {event.run_id: event.data["text"] for event in events if event.type == "assistant.message"}
+    assert whole == dict.fromkeys([first, second], ANSWER)
     await all_serve()
