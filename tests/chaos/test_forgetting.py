@@ -5,7 +5,7 @@ import os
 import signal
 
 import redis.asyncio
-from talking import assert_told_once, follow, say, shown, wait
+from talking import assert_told_once, follow, say, wait
 
 TOKENS = 20
 ANSWER = " ".join(f"t{n}" for n in range(TOKENS))
