@@ -15,7 +15,14 @@ GEN = ROOT / "proto" / "gen"
 PACKAGES = ("retinue", "buf")
 EDGE_DESCRIPTOR = ROOT / "gateway" / "src" / "retinue_gateway" / "edge.binpb"
 # Envoy renders error details only if their types are in the set that it is given.
-EDGE_FILES = ["retinue/edge/v1/edge_service.proto", "google/rpc/status.proto", "google/rpc/error_details.proto"]
+EDGE_FILES = [
+    "retinue/edge/v1/dead_letter_service.proto",
+    "retinue/edge/v1/edge_service.proto",
+    "retinue/edge/v1/schedule_service.proto",
+    "retinue/edge/v1/webhook_service.proto",
+    "google/rpc/status.proto",
+    "google/rpc/error_details.proto",
+]
 
 
 def protoc(*arguments: str) -> None:

@@ -27,6 +27,8 @@ SCOPE_CHAT = "chat"
 SCOPE_ADMIN = "admin"
 """Counts for everything."""
 
+_OPERATORS_SERVICES = ("/retinue.edge.v1.DeadLetterService/", "/retinue.edge.v1.WebhookService/")
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
@@ -64,6 +66,11 @@ def check_scope(caller: Caller, scope: str = SCOPE_CHAT) -> None:
     """Raise RetinueError(SCOPE_MISSING) unless the token has a scope, or the one that counts for everything."""
     if not caller.identity.scopes & {scope, SCOPE_ADMIN}:
         raise RetinueError(Reason.SCOPE_MISSING, f"The token lacks the scope {scope}.", scope=scope)
+
+
+def scope_of(method: str) -> str:
+    """Name the scope that a method of the public API asks for: what serves operators needs more than talking does."""
+    return SCOPE_ADMIN if method.startswith(_OPERATORS_SERVICES) else SCOPE_CHAT
 
 
 class Credentials:

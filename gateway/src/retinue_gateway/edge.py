@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from retinue_kit.server import Server, Service
 
-from retinue_gateway.credentials import Credentials
+from retinue_gateway.credentials import Credentials, check_scope, scope_of
 from retinue_gateway.events import Attendance
 from retinue_gateway.listener import Listener
 
@@ -28,7 +28,7 @@ class Edge(Server):
         listener: Listener,
     ) -> None:
         def gate(method: str, metadata: Mapping[str, str]) -> None:
-            credentials.admit(metadata)
+            check_scope(credentials.admit(metadata), scope_of(method))
 
         super().__init__(address, services, gate=gate)
         self.credentials = credentials

@@ -38,7 +38,7 @@ def run(found: router_run_pb2.Run) -> run_pb2.Run:
         runtime=found.runtime,
         attempt_count=found.attempt_count,
     )
-    for name in ("create_time", "start_time", "end_time", "error"):
+    for name in ("create_time", "start_time", "end_time", "run_at", "error"):
         if found.HasField(name):
             getattr(shown, name).CopyFrom(getattr(found, name))
     if found.HasField("output_text"):

@@ -32,7 +32,16 @@ KEYS_REFETCH_S = 30
 TOKENS_CACHED_MAX = 1024
 """Verified tokens that are remembered, so that a busy client's signature is checked once."""
 
-EDGE_SERVICE = "retinue.edge.v1.EdgeService"
+EDGE_PACKAGE = "retinue.edge.v1"
+EDGE_SERVICE = f"{EDGE_PACKAGE}.EdgeService"
+EDGE_SERVICES = (
+    EDGE_SERVICE,
+    f"{EDGE_PACKAGE}.ScheduleService",
+    f"{EDGE_PACKAGE}.WebhookService",
+    f"{EDGE_PACKAGE}.DeadLetterService",
+)
+"""What the public contract is made of; each has its JSON form."""
+
 ISSUER = "retinue"
 AUDIENCE = "retinue"
 
@@ -68,7 +77,7 @@ def filters(descriptor: Path) -> list[Json]:
             "disabled": True,
             "typed_config": {"@type": f"{FILTERS}.buffer.v3.Buffer", "max_request_bytes": BODY_SIZE_MAX_BYTES},
         },
-        {"name": "envoy.filters.http.grpc_json_transcoder", "typed_config": transcoder(descriptor, [EDGE_SERVICE])},
+        {"name": "envoy.filters.http.grpc_json_transcoder", "typed_config": transcoder(descriptor, [*EDGE_SERVICES])},
         {
             "name": "envoy.filters.http.router",
             "typed_config": {"@type": f"{FILTERS}.router.v3.Router", "suppress_envoy_headers": True},

@@ -7,6 +7,7 @@ from retinue_gateway import envoy_refusals
 from retinue_gateway.envoy_clusters import ASGI_CLUSTER, GRPC_CLUSTER
 from retinue_gateway.envoy_filters import (
     BODY_SIZE_MAX_BYTES,
+    EDGE_PACKAGE,
     EDGE_SERVICE,
     FILTERS,
     OPEN_PATHS,
@@ -79,7 +80,7 @@ def routes(descriptor: Path) -> Json:
     ]
     # A transcoded request is routed a second time, by its method.
     listed += [grpc(f"/{EDGE_SERVICE}/{method}", 0) for method in _STREAMING_METHODS]
-    listed.append(grpc(f"/{EDGE_SERVICE}/", UNARY_TIMEOUT_S))
+    listed.append(grpc(f"/{EDGE_PACKAGE}.", UNARY_TIMEOUT_S))
     listed.append(grpc("/v1/", 0, typed_per_filter_config={**bounded, **without_grpc_headers()}))
     listed += [grpc(prefix, 0, tracing=untraced) for prefix in OPEN_PREFIXES]
     # Nothing else of what the gateway serves to the mesh is reachable from outside.

@@ -13,12 +13,14 @@ from opentelemetry.trace import SpanKind
 from retinue.edge.v1 import edge_service_pb2
 from retinue.router.v1 import router_service_pb2, run_pb2
 from retinue_kit import ids, telemetry, tenancy, wire
+from retinue_kit.crashing import reach
 from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.server import validate
 from retinue_kit.streams import START, Cursor
 
 from retinue_gateway import asgi, chat, encode, fields, sse
 from retinue_gateway.chat import ApiError, Ask
+from retinue_gateway.crash_points import Point
 from retinue_gateway.credentials import Caller, Credentials
 from retinue_gateway.events import Events, Stream
 from retinue_gateway.operations import CHAT, ENQUEUE, Operations
@@ -128,7 +130,9 @@ class OpenAi:
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
         usage = _usage(run.usage.input_tokens, run.usage.output_tokens)
         body = {**_head(ask, run, "chat.completion"), "choices": [choice], "usage": usage}
+        reach(Point.COMPLETION_TELLING)
         await request.answer_json(200, body, headers)
+        reach(Point.COMPLETION_TOLD)
 
 
 async def _end(run: run_pb2.Run, stream: Stream) -> str:
@@ -164,7 +168,9 @@ class _Chunks:
                     await self._request.write(sse.KEEP_ALIVE)
                 text = "".join([relay.feed(entry) for entry in entries if entry.run_id == self._run.run_id])
                 if text:
+                    reach(Point.COMPLETION_TELLING)
                     await self._write({"content": text})
+                    reach(Point.COMPLETION_TOLD)
             _check_end(relay.ended, json_format.ParseDict(relay.error or {}, status_pb2.Status()))
         except Exception as error:
             await self._request.write(_data(_told(error).body()), more=False)

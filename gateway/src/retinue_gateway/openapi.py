@@ -24,9 +24,9 @@ Json = dict[str, Any]
 Field = descriptor_pb2.FieldDescriptorProto
 
 ROOT = Path(__file__).resolve().parents[3]
-SERVICE_FILE = "retinue/edge/v1/edge_service.proto"
+SERVICE_FILES = [f"retinue/edge/v1/{area}_service.proto" for area in ("edge", "schedule", "webhook", "dead_letter")]
 PACKAGE = ".retinue.edge.v1."
-_KEYED = frozenset({"SendMessage", "StreamMessage", "CreateTask"})
+_KEYED = frozenset({"SendMessage", "StreamMessage", "CreateTask", "CreateSchedule"})
 _WATCHES = frozenset({"WatchContact", "WatchRun"})
 _SCALARS: dict[int, Json] = {
     Field.TYPE_STRING: {"type": "string"},
@@ -60,7 +60,7 @@ class Contract:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "edge.binpb"
             command = [sys.executable, "-m", "grpc_tools.protoc", "-Iproto", "-Ithird_party", "--include_imports"]
-            command += ["--include_source_info", f"--descriptor_set_out={out}", SERVICE_FILE]
+            command += ["--include_source_info", f"--descriptor_set_out={out}", *SERVICE_FILES]
             subprocess.run(command, cwd=ROOT, check=True)
             return descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
 
@@ -73,7 +73,8 @@ class Contract:
             for number, field in enumerate(message.field):
                 self.comments[f"{name}.{field.name}"] = _words(comments.get((4, index, 2, number), ""))
         for index, service in enumerate(file.service):
-            self.about = _words(comments.get((6, index), ""))
+            if service.name == "EdgeService":
+                self.about = _words(comments.get((6, index), ""))
             for number, method in enumerate(service.method):
                 self.methods.append(method)
                 self.comments[method.name] = _words(comments.get((6, index, 2, number), ""))

@@ -11,8 +11,10 @@ from retinue.router.v1 import (
 )
 from retinue.router.v1 import run_pb2 as router_run_pb2
 from retinue_kit.client import Peer
+from retinue_kit.crashing import reach
 
 from retinue_gateway import encode, fields
+from retinue_gateway.crash_points import Point
 from retinue_gateway.credentials import Caller
 
 ENQUEUE = "enqueue"
@@ -34,7 +36,9 @@ class Operations:
 
     async def submit(self, request: router_service_pb2.SubmitRunRequest) -> tuple[router_run_pb2.Run, bool]:
         """Accept a run; answers it, and whether its key was used before."""
+        reach(Point.SUBMITTING)
         answer = await self._router.call(self._runs.SubmitRun, request)
+        reach(Point.SUBMITTED)
         return answer.run, answer.replayed
 
     async def send(self, request: MessageRequest, caller: Caller, key: str) -> tuple[router_run_pb2.Run, bool]:
@@ -74,6 +78,7 @@ class Operations:
                 runtime=AUTO,
                 on_busy=ENQUEUE,
                 input=request.input if request.HasField("input") else None,
+                run_at=request.run_at if request.HasField("run_at") else None,
                 idempotency_key=fields.check_key(key),
             )
         )
@@ -116,6 +121,7 @@ class Operations:
                 tenant_id=caller.tenant_id, run_id=request.run, principal=caller.principal
             ),
         )
+        reach(Point.CANCELLED)
         return encode.run(answer.run)
 
     async def list_approvals(
@@ -149,6 +155,7 @@ class Operations:
                 principal=caller.principal,
             ),
         )
+        reach(Point.DECIDED)
         return encode.approval(answer.approval)
 
     async def list_contacts(

@@ -9,11 +9,13 @@ import grpc
 from google.api import httpbody_pb2
 from retinue.edge.v1 import approval_pb2, contact_pb2, edge_service_pb2, edge_service_pb2_grpc
 from retinue.router.v1 import run_pb2
+from retinue_kit.crashing import reach
 from retinue_kit.errors import RetinueError
 from retinue_kit.server import text_metadata
 from retinue_kit.streams import Cursor
 
 from retinue_gateway import encode, fields, sse
+from retinue_gateway.crash_points import Point
 from retinue_gateway.credentials import Caller, read_caller
 from retinue_gateway.events import TERMINAL, Events
 from retinue_gateway.operations import MessageRequest, Operations
@@ -94,10 +96,13 @@ class EdgeServicer(edge_service_pb2_grpc.EdgeServiceServicer):
         yield _body(sse.KEEP_ALIVE)  # headers leave with the first message
         try:
             with await self._events.open(caller, log_id, after or last, known=last, lasting=True) as stream:
+                reach(Point.STREAM_OPENED)
                 while True:
                     entries = await stream.next()
+                    reach(Point.STREAM_TELLING)
                     for piece in sse.pieces(sse.frames(entries) or sse.KEEP_ALIVE):
                         yield _body(piece)
+                    reach(Point.STREAM_TOLD)
         except Exception as error:
             yield _body(sse.failure(encode.error(error)))
 
@@ -125,6 +130,7 @@ class EdgeServicer(edge_service_pb2_grpc.EdgeServiceServicer):
         """Tell a run's events to its terminal one; an error is told, too, and ends the stream."""
         try:
             with await self._events.open(caller, run.log_id, after, known=known) as stream:
+                reach(Point.STREAM_OPENED)
                 over = False
                 while not over:
                     entries = await stream.next()
@@ -137,8 +143,10 @@ class EdgeServicer(edge_service_pb2_grpc.EdgeServiceServicer):
                         if entry.run_id == run.run_id and not over:
                             data += sse.frame(entry)
                             over = entry.type in TERMINAL
+                    reach(Point.STREAM_TELLING)
                     for piece in sse.pieces(data):
                         yield _body(piece)
+                    reach(Point.STREAM_TOLD)
         except Exception as error:
             yield _body(sse.failure(encode.error(error)))
 
@@ -152,8 +160,10 @@ class EdgeServicer(edge_service_pb2_grpc.EdgeServiceServicer):
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     run = await self._wait(caller, run)
+                    reach(Point.WAITED)
                     return edge_service_pb2.WaitRunResponse(run=encode.run(run))
             run = await self._operations.find_run(request.run, caller)
+        reach(Point.WAITED)
         return edge_service_pb2.WaitRunResponse(run=encode.run(run))
 
     async def _wait(self, caller: Caller, run: run_pb2.Run) -> run_pb2.Run:

@@ -12,12 +12,14 @@ from google.protobuf.message import Message
 from opentelemetry.trace import SpanKind
 from retinue.edge.v1 import approval_pb2, edge_service_pb2
 from retinue_kit import telemetry, tenancy
+from retinue_kit.crashing import reach
 from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.server import validate
 from retinue_kit.streams import Cursor, Entry
 
 from retinue_gateway import encode, fields
 from retinue_gateway.asgi import Receive, Scope, Send, headers_of
+from retinue_gateway.crash_points import Point
 from retinue_gateway.credentials import Caller, Credentials
 from retinue_gateway.events import Events
 from retinue_gateway.frames import FRAME_SIZE_MAX_BYTES, Frame, error_event, event_frame, refusal_frame, result_frame
@@ -176,7 +178,9 @@ class Socket:
                 self._out_size -= len(text)
                 if self._out_size <= OUT_SIZE_MAX_BYTES // 2 and len(self._out) <= OUT_FRAMES_MAX // 2:
                     self._has_room.set()
+                reach(Point.SOCKET_TELLING)
                 await send({"type": "websocket.send", "text": text})
+                reach(Point.SOCKET_TOLD)
 
     def _tell(self, text: str) -> None:
         self._out.append(text)

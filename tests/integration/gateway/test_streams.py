@@ -100,7 +100,9 @@ async def test_a_stopping_process_ends_what_is_lasting_and_lets_runs_be_told(mes
     mesh.adapter.script = slow
     lasting, telling = watch_contact(mesh), stream_message(mesh)
     await lasting.initial_metadata()
-    await telling.initial_metadata()
+    told, pieces = b"", aiter(telling)
+    while b"still " not in told:  # it has begun to be told
+        told += (await anext(pieces)).data
     draining = asyncio.create_task(mesh.gateway.drain(15))
     assert reason(last_error(await read_to_end(lasting))) == "DRAINING"
     gate.set()

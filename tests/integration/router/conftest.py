@@ -52,9 +52,10 @@ class Core:
         key = other.get("key")
         body = json.dumps({"message_id": new_id("msg"), "text": text})
         return await self.pool.fetchrow(
-            "select * from submit_run_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, '')",
+            "select * from submit_run_2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, '', $14, $15, $16, $17)",
             self.tenant, contact, mine, kind != "chat", new_id("ses"), new_id("run"), kind, key,
             other.get("digest", b"1") if key else None, body, busy, "somebody", log if kind != "chat" else None,
+            other.get("run_at"), other.get("queue_max"), other.get("later_max", 100), other.get("retry_of"),
         )  # fmt: skip
 
     async def claim(
@@ -71,10 +72,11 @@ class Core:
         said = [{"n": 5, "type": "assistant.message", "data": {"message_id": "msg_x", "text": "yes"}}]
         events = [{**e, "run_id": held["run_id"], "session_id": held["session_id"]} for e in other.get("events", said)]
         return await self.pool.fetchrow(
-            "select * from finish_1($1, $2, $3, $4, $5, $6, $7, $8, $9, 'agt_1', $10, 9, $11, $12, $13, $14, $15)",
+            "select * from finish_2($1,$2,$3,$4,$5,$6,$7,$8,$9,'agt_1',$10,9,$11,$12,$13,$14,$15,$16,$17)",
             self.tenant, log, held["token"], held["run_id"], state, "yes" if state == "succeeded" else None, USAGE,
             FAULT if state == "failed" else None, json.dumps({"runtime": "light"}), json.dumps(events),
-            other.get("delay", timedelta(0)), other.get("holder", "w1:1"), LEASE, other.get("next", False),
+            other.get("delay", timedelta(0)), other.get("refund", False), other.get("dead", False),
+            other.get("holder", "w1:1"), LEASE, other.get("next", False),
             ATTEMPTS_MAX,
         )  # fmt: skip
 

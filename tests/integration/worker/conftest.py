@@ -119,7 +119,7 @@ class Mesh:
         run, log = ids.new_id("run"), f"log_{contact}"
         body = msgspec.json.encode({"text": text, "message_id": ids.new_id("msg"), **more}).decode()
         row = await self.pool.fetchrow(
-            "select * from submit_run_1($1,$2,$3,false,$4,$5,'chat',null,$6,$7,$8,'usr_1',null,'')",
+            "select * from submit_run_2($1,$2,$3,false,$4,$5,'chat',null,$6,$7,$8,'usr_1',null,'',null,null,null,null)",
             tenant, contact, log, ids.new_id("ses"), run, b"d", body, busy,
         )  # fmt: skip
         assert row["outcome"] == "accepted"

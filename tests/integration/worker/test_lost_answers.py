@@ -103,7 +103,7 @@ async def test_a_commit_that_loses_a_race_is_tried_again_without_asking_the_mode
     tries = []
 
     async def refused(self, query, *args, **kwargs):
-        if "finish_1" in query and not tries:
+        if "finish_2" in query and not tries:
             tries.append(query)
             raise asyncpg.DeadlockDetectedError("deadlock detected")
         return await fetchrow(self, query, *args, **kwargs)

@@ -16,6 +16,7 @@ ROW = {
     "kind": "chat", "state": "failed", "runtime": None, "attempt": 1, "create_time": None,
     "start_time": None, "end_time": None,
     "output": None, "usage": None, "error": None, "after_token": 1, "after_n": 2, "traceparent": "", "decision": None,
+    "run_at": None,
 }  # fmt: skip
 
 VALUES = st.recursive(

@@ -14,7 +14,7 @@ from retinue_kit.config import SettingError
 SOCKET_PATH_MAX_BYTES = 100
 """The kernel allows 107; some programs append a suffix while they set a socket up."""
 
-_LONGEST_SOCKET = "runtime-adapter.sock"
+_LONGEST_SOCKET = "runtime-adapter-metrics.sock"
 _POSTGRES_SOCKET = ".s.PGSQL.5432"
 # What is written into addresses and connection strings must not need escapes there.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+-]+")

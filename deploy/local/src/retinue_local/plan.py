@@ -114,6 +114,7 @@ def service_environ(ground: Ground, name: str) -> dict[str, str]:
     environ |= {
         "RETINUE_ADDRESS": folders.address(name),
         "RETINUE_NAME": name,
+        "RETINUE_METRICS_ADDRESS": folders.address(f"{name}-metrics"),
         "RETINUE_REDIS_URL": f"unix://{folders.socket('redis')}",
         "RETINUE_WORKSPACES_DIR": str(folders.workspaces),
         "RETINUE_TRACE_DIR": str(folders.traces),

@@ -1,7 +1,7 @@
 """Messages of the contract from rows, and rules' own values from messages."""
 
 import math
-from datetime import datetime
+from datetime import UTC, datetime
 
 import msgspec
 from google.protobuf import json_format, struct_pb2, timestamp_pb2
@@ -55,6 +55,7 @@ def to_submission(request: router_service_pb2.SubmitRunRequest) -> Submission:
         input=plain(request.input, "input"),
         parameters=plain(request.parameters, "parameters"),
         idempotency_key=request.idempotency_key,
+        run_at=request.run_at.ToDatetime(UTC) if request.HasField("run_at") else None,
     )
 
 
@@ -98,6 +99,7 @@ def run(row: Row) -> run_pb2.Run:
         after_cursor=str(Cursor(row["after_token"], row["after_n"])),
         trace_id=row["traceparent"][3:35],
         decision=_struct(row["decision"]),
+        run_at=_instant(row["run_at"]),
     )
     if row["usage"]:
         json_format.ParseDict(msgspec.json.decode(row["usage"]), message.usage, ignore_unknown_fields=True)

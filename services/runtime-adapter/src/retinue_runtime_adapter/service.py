@@ -24,9 +24,11 @@ from retinue.runtime_adapter.v1.runtime_adapter_service_pb2_grpc import (
     RuntimeAdapterServiceServicer,
     add_RuntimeAdapterServiceServicer_to_server,
 )
+from retinue_kit.crashing import reach
 from retinue_kit.server import Service
 
 from retinue_runtime_adapter.adapter import Registry
+from retinue_runtime_adapter.crash_points import EVENT_POINTS, Point
 from retinue_runtime_adapter.domain.fencing import Fences
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -42,10 +44,14 @@ class RuntimeAdapterServicer(RuntimeAdapterServiceServicer):
     async def Invoke(self, request: InvokeRequest, context: Context) -> AsyncIterator[InvokeResponse]:
         adapter = self._registry.get(request.runtime)
         self._fences.admit(request.tenant_id, request.session_id, request.fencing_token)
+        reach(Point.ADMITTED)
         # Closed here and not by the collector: a caller that leaves must not pay for another token.
         async with aclosing(adapter.invoke(request)) as batches:
             async for events in batches:
+                for event in events:
+                    reach(EVENT_POINTS.get(event.WhichOneof("event")))
                 yield InvokeResponse(events=events)
+                reach(Point.TOLD)
 
     async def Reattach(self, request: ReattachRequest, context: Context) -> AsyncIterator[ReattachResponse]:
         adapter = self._registry.get(request.runtime)

@@ -102,6 +102,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The time for the run is over (DEADLINE_EXCEEDED)."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 39
     """A bug of ours (INTERNAL); x-trace-id leads to it."""
+    ERROR_REASON_SCHEDULE_NOT_FOUND: _ErrorReason.ValueType  # 40
+    """There is no such schedule, or it is another tenant's (NOT_FOUND)."""
+    ERROR_REASON_WEBHOOK_NOT_FOUND: _ErrorReason.ValueType  # 41
+    """There is no such webhook, or it is another tenant's (NOT_FOUND)."""
+    ERROR_REASON_DELIVERY_NOT_FOUND: _ErrorReason.ValueType  # 42
+    """There is no such delivery, or it is another tenant's (NOT_FOUND)."""
+    ERROR_REASON_DEAD_LETTER_NOT_FOUND: _ErrorReason.ValueType  # 43
+    """There is no such dead letter, or it is another tenant's (NOT_FOUND)."""
+    ERROR_REASON_DEAD_LETTER_CLOSED: _ErrorReason.ValueType  # 44
+    """The dead letter was retried or dropped before (FAILED_PRECONDITION); metadata.state says which."""
+    ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 45
+    """The deployment holds as many waiting runs as it may (UNAVAILABLE); RetryInfo says when to come again."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: the `reason` of the `google.rpc.ErrorInfo` (domain "retinue") in an error's details is one of
@@ -189,4 +201,16 @@ ERROR_REASON_RUN_TIMEOUT: ErrorReason.ValueType  # 38
 """The time for the run is over (DEADLINE_EXCEEDED)."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 39
 """A bug of ours (INTERNAL); x-trace-id leads to it."""
+ERROR_REASON_SCHEDULE_NOT_FOUND: ErrorReason.ValueType  # 40
+"""There is no such schedule, or it is another tenant's (NOT_FOUND)."""
+ERROR_REASON_WEBHOOK_NOT_FOUND: ErrorReason.ValueType  # 41
+"""There is no such webhook, or it is another tenant's (NOT_FOUND)."""
+ERROR_REASON_DELIVERY_NOT_FOUND: ErrorReason.ValueType  # 42
+"""There is no such delivery, or it is another tenant's (NOT_FOUND)."""
+ERROR_REASON_DEAD_LETTER_NOT_FOUND: ErrorReason.ValueType  # 43
+"""There is no such dead letter, or it is another tenant's (NOT_FOUND)."""
+ERROR_REASON_DEAD_LETTER_CLOSED: ErrorReason.ValueType  # 44
+"""The dead letter was retried or dropped before (FAILED_PRECONDITION); metadata.state says which."""
+ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 45
+"""The deployment holds as many waiting runs as it may (UNAVAILABLE); RetryInfo says when to come again."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from retinue.edge.v1 import run_pb2 as _run_pb2
 import builtins as _builtins
@@ -401,6 +402,7 @@ class CreateTaskRequest(_message.Message):
     CONTACT_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     INPUT_FIELD_NUMBER: _builtins.int
+    RUN_AT_FIELD_NUMBER: _builtins.int
     contact: _builtins.str
     """The contact in whose stream its end is told."""
     kind: _builtins.str
@@ -409,16 +411,21 @@ class CreateTaskRequest(_message.Message):
     def input(self) -> _struct_pb2.Struct:
         """What the task works on; its "text", if there is one, is what the agent is told."""
 
+    @_builtins.property
+    def run_at(self) -> _timestamp_pb2.Timestamp:
+        """When it may begin, up to 366 days from now; at once if absent or past."""
+
     def __init__(
         self,
         *,
         contact: _builtins.str = ...,
         kind: _builtins.str = ...,
         input: _struct_pb2.Struct | None = ...,
+        run_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "run_at", b"run_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contact", b"contact", "input", b"input", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contact", b"contact", "input", b"input", "kind", b"kind", "run_at", b"run_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -264,7 +264,7 @@ class EdgeServiceServicer:
 
     def CreateTask(self, request, context):
         """Accepts a task: a run that nobody waits for, in a session of its own. Its end arrives in the contact's stream as
-        task.finished. Idempotent with the header `idempotency-key`. Fails with IDEMPOTENCY_KEY_REUSED.
+        task.finished. Idempotent with the header `idempotency-key`. Fails with IDEMPOTENCY_KEY_REUSED, QUOTA_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -82,7 +82,7 @@ class EdgeServiceStub:
     """Answers an approval. Fails with APPROVAL_NOT_FOUND, APPROVAL_CLOSED."""
     CreateTask: _aio.UnaryUnaryMultiCallable[_edge_service_pb2.CreateTaskRequest, _edge_service_pb2.CreateTaskResponse]
     """Accepts a task: a run that nobody waits for, in a session of its own. Its end arrives in the contact's stream as
-    task.finished. Idempotent with the header `idempotency-key`. Fails with IDEMPOTENCY_KEY_REUSED.
+    task.finished. Idempotent with the header `idempotency-key`. Fails with IDEMPOTENCY_KEY_REUSED, QUOTA_EXCEEDED.
     """
 
 class EdgeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -252,7 +252,7 @@ class EdgeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_edge_service_pb2.CreateTaskRequest, _abc.Awaitable[_edge_service_pb2.CreateTaskResponse]],
     ) -> _abc.Awaitable[_edge_service_pb2.CreateTaskResponse]:
         """Accepts a task: a run that nobody waits for, in a session of its own. Its end arrives in the contact's stream as
-        task.finished. Idempotent with the header `idempotency-key`. Fails with IDEMPOTENCY_KEY_REUSED.
+        task.finished. Idempotent with the header `idempotency-key`. Fails with IDEMPOTENCY_KEY_REUSED, QUOTA_EXCEEDED.
         """
 
 def add_EdgeServiceServicer_to_server(servicer: EdgeServiceServicer, server: _aio.Server) -> None: ...

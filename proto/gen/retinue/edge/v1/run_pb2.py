@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19retinue/edge/v1/run.proto\x12\x0fretinue.edge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x84\x03\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontact\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0f\n\x07runtime\x18\x06 \x01(\t\x12\x15\n\rattempt_count\x18\x07 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06output\x18\x0b \x01(\x0b\x32\x1a.retinue.edge.v1.RunOutput\x12%\n\x05usage\x18\x0c \x01(\x0b\x32\x16.retinue.edge.v1.Usage\x12!\n\x05\x65rror\x18\r \x01(\x0b\x32\x12.google.rpc.Status\"\x19\n\tRunOutput\x12\x0c\n\x04text\x18\x01 \x01(\t\"C\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x15\n\routput_tokens\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19retinue/edge/v1/run.proto\x12\x0fretinue.edge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xb0\x03\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontact\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0f\n\x07runtime\x18\x06 \x01(\t\x12\x15\n\rattempt_count\x18\x07 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06output\x18\x0b \x01(\x0b\x32\x1a.retinue.edge.v1.RunOutput\x12%\n\x05usage\x18\x0c \x01(\x0b\x32\x16.retinue.edge.v1.Usage\x12!\n\x05\x65rror\x18\r \x01(\x0b\x32\x12.google.rpc.Status\x12*\n\x06run_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x19\n\tRunOutput\x12\x0c\n\x04text\x18\x01 \x01(\t\"C\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x15\n\routput_tokens\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'retinue.edge.v1.run_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RUN']._serialized_start=105
-  _globals['_RUN']._serialized_end=493
-  _globals['_RUNOUTPUT']._serialized_start=495
-  _globals['_RUNOUTPUT']._serialized_end=520
-  _globals['_USAGE']._serialized_start=522
-  _globals['_USAGE']._serialized_end=589
+  _globals['_RUN']._serialized_end=537
+  _globals['_RUNOUTPUT']._serialized_start=539
+  _globals['_RUNOUTPUT']._serialized_end=564
+  _globals['_USAGE']._serialized_start=566
+  _globals['_USAGE']._serialized_end=633
 # @@protoc_insertion_point(module_scope)

@@ -37,6 +37,7 @@ class Run(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    RUN_AT_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Id of the run; sorts by time."""
     contact: _builtins.str
@@ -75,6 +76,10 @@ class Run(_message.Message):
     def error(self) -> _status_pb2.Status:
         """Why it failed; set only then."""
 
+    @_builtins.property
+    def run_at(self) -> _timestamp_pb2.Timestamp:
+        """When it may begin, for a task that was given a time; not set else."""
+
     def __init__(
         self,
         *,
@@ -91,10 +96,11 @@ class Run(_message.Message):
         output: Global___RunOutput | None = ...,
         usage: Global___Usage | None = ...,
         error: _status_pb2.Status | None = ...,
+        run_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "output", b"output", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "output", b"output", "run_at", b"run_at", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "contact", b"contact", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "kind", b"kind", "output", b"output", "run_id", b"run_id", "runtime", b"runtime", "session_id", b"session_id", "start_time", b"start_time", "state", b"state", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "contact", b"contact", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "kind", b"kind", "output", b"output", "run_at", b"run_at", "run_id", b"run_id", "runtime", b"runtime", "session_id", b"session_id", "start_time", b"start_time", "state", b"state", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

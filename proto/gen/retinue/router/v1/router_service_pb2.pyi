@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from retinue.router.v1 import run_pb2 as _run_pb2
 import builtins as _builtins
@@ -39,6 +40,7 @@ class SubmitRunRequest(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    RUN_AT_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Owner."""
     principal: _builtins.str
@@ -73,6 +75,10 @@ class SubmitRunRequest(_message.Message):
     def parameters(self) -> _struct_pb2.Struct:
         """Model parameters such as temperature, passed on to the runtime."""
 
+    @_builtins.property
+    def run_at(self) -> _timestamp_pb2.Timestamp:
+        """When a task may begin; at once if absent or past."""
+
     def __init__(
         self,
         *,
@@ -89,10 +95,11 @@ class SubmitRunRequest(_message.Message):
         input: _struct_pb2.Struct | None = ...,
         parameters: _struct_pb2.Struct | None = ...,
         idempotency_key: _builtins.str = ...,
+        run_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "metadata", b"metadata", "parameters", b"parameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "metadata", b"metadata", "parameters", b"parameters", "run_at", b"run_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contact", b"contact", "context", b"context", "idempotency_key", b"idempotency_key", "input", b"input", "kind", b"kind", "metadata", b"metadata", "on_busy", b"on_busy", "parameters", b"parameters", "principal", b"principal", "reasoning", b"reasoning", "runtime", b"runtime", "tenant_id", b"tenant_id", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contact", b"contact", "context", b"context", "idempotency_key", b"idempotency_key", "input", b"input", "kind", b"kind", "metadata", b"metadata", "on_busy", b"on_busy", "parameters", b"parameters", "principal", b"principal", "reasoning", b"reasoning", "run_at", b"run_at", "runtime", b"runtime", "tenant_id", b"tenant_id", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

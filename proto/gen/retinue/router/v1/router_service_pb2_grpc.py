@@ -96,7 +96,8 @@ class RouterServiceServicer:
 
     def SubmitRun(self, request, context):
         """Accepts a run. Success means that it is committed: it reaches a terminal state whatever dies. Idempotent by
-        idempotency_key. Fails with IDEMPOTENCY_KEY_REUSED, SESSION_BUSY. The caller may repeat it with the same key.
+        idempotency_key. Fails with IDEMPOTENCY_KEY_REUSED, SESSION_BUSY, QUOTA_EXCEEDED (the tenant's queue is full),
+        QUEUE_FULL (the whole queue is), both with RetryInfo. The caller may repeat it with the same key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

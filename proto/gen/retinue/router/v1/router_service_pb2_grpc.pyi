@@ -21,7 +21,8 @@ class RouterServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     SubmitRun: _aio.UnaryUnaryMultiCallable[_router_service_pb2.SubmitRunRequest, _router_service_pb2.SubmitRunResponse]
     """Accepts a run. Success means that it is committed: it reaches a terminal state whatever dies. Idempotent by
-    idempotency_key. Fails with IDEMPOTENCY_KEY_REUSED, SESSION_BUSY. The caller may repeat it with the same key.
+    idempotency_key. Fails with IDEMPOTENCY_KEY_REUSED, SESSION_BUSY, QUOTA_EXCEEDED (the tenant's queue is full),
+    QUEUE_FULL (the whole queue is), both with RetryInfo. The caller may repeat it with the same key.
     """
     GetRun: _aio.UnaryUnaryMultiCallable[_router_service_pb2.GetRunRequest, _router_service_pb2.GetRunResponse]
     """Reads a run. Fails with RUN_NOT_FOUND."""
@@ -62,7 +63,8 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_router_service_pb2.SubmitRunRequest, _abc.Awaitable[_router_service_pb2.SubmitRunResponse]],
     ) -> _abc.Awaitable[_router_service_pb2.SubmitRunResponse]:
         """Accepts a run. Success means that it is committed: it reaches a terminal state whatever dies. Idempotent by
-        idempotency_key. Fails with IDEMPOTENCY_KEY_REUSED, SESSION_BUSY. The caller may repeat it with the same key.
+        idempotency_key. Fails with IDEMPOTENCY_KEY_REUSED, SESSION_BUSY, QUOTA_EXCEEDED (the tenant's queue is full),
+        QUEUE_FULL (the whole queue is), both with RetryInfo. The caller may repeat it with the same key.
         """
 
     @_abc_1.abstractmethod

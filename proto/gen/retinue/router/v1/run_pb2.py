@@ -27,21 +27,21 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bretinue/router/v1/run.proto\x12\x11retinue.router.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x9a\x04\n\x03Run\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontact\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x0e\n\x06log_id\x18\x05 \x01(\t\x12\x0c\n\x04kind\x18\x06 \x01(\t\x12*\n\x05state\x18\x07 \x01(\x0e\x32\x1b.retinue.router.v1.RunState\x12\x0f\n\x07runtime\x18\x08 \x01(\t\x12\x15\n\rattempt_count\x18\t \x01(\x05\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x0boutput_text\x18\r \x01(\tH\x00\x88\x01\x01\x12*\n\x05usage\x18\x0e \x01(\x0b\x32\x1b.retinue.router.v1.RunUsage\x12!\n\x05\x65rror\x18\x0f \x01(\x0b\x32\x12.google.rpc.Status\x12\x14\n\x0c\x61\x66ter_cursor\x18\x10 \x01(\t\x12\x10\n\x08trace_id\x18\x11 \x01(\t\x12)\n\x08\x64\x65\x63ision\x18\x12 \x01(\x0b\x32\x17.google.protobuf.StructB\x0e\n\x0c_output_text\"F\n\x08RunUsage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x15\n\routput_tokens\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\t\"W\n\x05\x45vent\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x0c\n\x04json\x18\x05 \x01(\x0c\"\x8e\x01\n\x07Message\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsession_id\x18\x06 \x01(\t*\xb1\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x15\n\x11RUN_STATE_WAITING\x10\x03\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10RUN_STATE_FAILED\x10\x05\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bretinue/router/v1/run.proto\x12\x11retinue.router.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xc6\x04\n\x03Run\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontact\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x0e\n\x06log_id\x18\x05 \x01(\t\x12\x0c\n\x04kind\x18\x06 \x01(\t\x12*\n\x05state\x18\x07 \x01(\x0e\x32\x1b.retinue.router.v1.RunState\x12\x0f\n\x07runtime\x18\x08 \x01(\t\x12\x15\n\rattempt_count\x18\t \x01(\x05\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x0boutput_text\x18\r \x01(\tH\x00\x88\x01\x01\x12*\n\x05usage\x18\x0e \x01(\x0b\x32\x1b.retinue.router.v1.RunUsage\x12!\n\x05\x65rror\x18\x0f \x01(\x0b\x32\x12.google.rpc.Status\x12\x14\n\x0c\x61\x66ter_cursor\x18\x10 \x01(\t\x12\x10\n\x08trace_id\x18\x11 \x01(\t\x12)\n\x08\x64\x65\x63ision\x18\x12 \x01(\x0b\x32\x17.google.protobuf.Struct\x12*\n\x06run_at\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_output_text\"F\n\x08RunUsage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x15\n\routput_tokens\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\t\"W\n\x05\x45vent\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x0c\n\x04json\x18\x05 \x01(\x0c\"\x8e\x01\n\x07Message\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsession_id\x18\x06 \x01(\t*\xb1\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x15\n\x11RUN_STATE_WAITING\x10\x03\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10RUN_STATE_FAILED\x10\x05\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'retinue.router.v1.run_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNSTATE']._serialized_start=986
-  _globals['_RUNSTATE']._serialized_end=1163
+  _globals['_RUNSTATE']._serialized_start=1030
+  _globals['_RUNSTATE']._serialized_end=1207
   _globals['_RUN']._serialized_start=139
-  _globals['_RUN']._serialized_end=677
-  _globals['_RUNUSAGE']._serialized_start=679
-  _globals['_RUNUSAGE']._serialized_end=749
-  _globals['_EVENT']._serialized_start=751
-  _globals['_EVENT']._serialized_end=838
-  _globals['_MESSAGE']._serialized_start=841
-  _globals['_MESSAGE']._serialized_end=983
+  _globals['_RUN']._serialized_end=721
+  _globals['_RUNUSAGE']._serialized_start=723
+  _globals['_RUNUSAGE']._serialized_end=793
+  _globals['_EVENT']._serialized_start=795
+  _globals['_EVENT']._serialized_end=882
+  _globals['_MESSAGE']._serialized_start=885
+  _globals['_MESSAGE']._serialized_end=1027
 # @@protoc_insertion_point(module_scope)

@@ -84,6 +84,7 @@ class Run(_message.Message):
     AFTER_CURSOR_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
+    RUN_AT_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Owner."""
     run_id: _builtins.str
@@ -132,6 +133,10 @@ class Run(_message.Message):
     def decision(self) -> _struct_pb2.Struct:
         """Policy's decision with the rules that fired; not set before."""
 
+    @_builtins.property
+    def run_at(self) -> _timestamp_pb2.Timestamp:
+        """When it may begin, for a task that was given a time."""
+
     def __init__(
         self,
         *,
@@ -153,10 +158,11 @@ class Run(_message.Message):
         after_cursor: _builtins.str = ...,
         trace_id: _builtins.str = ...,
         decision: _struct_pb2.Struct | None = ...,
+        run_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_output_text", b"_output_text", "create_time", b"create_time", "decision", b"decision", "end_time", b"end_time", "error", b"error", "output_text", b"output_text", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_output_text", b"_output_text", "create_time", b"create_time", "decision", b"decision", "end_time", b"end_time", "error", b"error", "output_text", b"output_text", "run_at", b"run_at", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_text", b"_output_text", "after_cursor", b"after_cursor", "attempt_count", b"attempt_count", "contact", b"contact", "create_time", b"create_time", "decision", b"decision", "end_time", b"end_time", "error", b"error", "kind", b"kind", "log_id", b"log_id", "output_text", b"output_text", "run_id", b"run_id", "runtime", b"runtime", "session_id", b"session_id", "start_time", b"start_time", "state", b"state", "tenant_id", b"tenant_id", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_text", b"_output_text", "after_cursor", b"after_cursor", "attempt_count", b"attempt_count", "contact", b"contact", "create_time", b"create_time", "decision", b"decision", "end_time", b"end_time", "error", b"error", "kind", b"kind", "log_id", b"log_id", "output_text", b"output_text", "run_at", b"run_at", "run_id", b"run_id", "runtime", b"runtime", "session_id", b"session_id", "start_time", b"start_time", "state", b"state", "tenant_id", b"tenant_id", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__output_text: _TypeAlias = _typing.Literal["output_text"]  # noqa: Y015
     _WhichOneofArgType__output_text: _TypeAlias = _typing.Literal["_output_text", b"_output_text"]  # noqa: Y015

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from retinue_kit.errors import RetinueError
 
@@ -33,6 +34,10 @@ class Submission:
     input: Facts
     parameters: Facts
     idempotency_key: str = ""
+    run_at: datetime | None = None
+    """When a task may begin; at once if absent or past."""
+    retry_of: str | None = None
+    """The dead letter in whose place it is asked."""
 
     def check(self) -> None:
         """Refuse what cannot be executed. Raises RetinueError(FIELD_INVALID)."""
@@ -74,6 +79,7 @@ class Submission:
             "context": list(self.context),
             "input": self.input,
             "parameters": self.parameters,
+            "run_at": self.run_at.isoformat() if self.run_at else "",
         }
         known = {name: value for name, value in fields.items() if value} | {"kind": self.kind}
         text = json.dumps(known, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

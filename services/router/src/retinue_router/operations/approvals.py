@@ -1,7 +1,9 @@
 """Approvals: what waits for a person's word, and the word."""
 
+from retinue_kit.crashing import reach
 from retinue_kit.errors import Reason, RetinueError
 
+from retinue_router.crash_points import Point
 from retinue_router.domain import pages
 from retinue_router.doorbell import Doorbell
 from retinue_router.store.approvals import ApprovalStore
@@ -26,7 +28,9 @@ class Approvals:
 
     async def decide(self, tenant_id: str, approval_id: str, decision: str, by: str) -> Row:
         """Answer an approval once. Raises APPROVAL_NOT_FOUND, APPROVAL_CLOSED."""
+        reach(Point.DECIDE_COMMITTING)
         answer = await self._store.decide(tenant_id, approval_id, decision, by)
+        reach(Point.DECIDE_COMMITTED)
         row = await self._store.get(tenant_id, approval_id) if answer else None
         if answer is None or row is None:
             raise RetinueError(Reason.APPROVAL_NOT_FOUND, "There is no such approval.")
@@ -34,4 +38,5 @@ class Approvals:
             raise RetinueError(Reason.APPROVAL_CLOSED, "The approval was answered before.", state=row["state"])
         if answer["ring"]:
             await self._doorbell.ring(tenant_id, answer["log_id"])
+            reach(Point.DECIDE_RUNG)
         return row

@@ -5,10 +5,12 @@ from pathlib import Path
 import msgspec
 import structlog
 from retinue_kit import ids, streams
+from retinue_kit.crashing import reach
 from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.streams import START, Bus, Cursor
 
 from retinue_router import workspace
+from retinue_router.crash_points import Point
 from retinue_router.domain import pages
 from retinue_router.domain.contacts import check_name, log_id_of
 from retinue_router.domain.events import instant
@@ -79,10 +81,13 @@ class Contacts:
         """Remove a contact with all that belongs to it: rows, streams, files. Raises CONTACT_NOT_FOUND."""
         check_name(contact)
         log_id = log_id_of(tenant_id, contact)
+        reach(Point.DELETE_COMMITTING)
         logs = await self._store.delete(tenant_id, contact, log_id)
+        reach(Point.DELETE_COMMITTED)
         # Also where no row was found: a call before this one may have died halfway.
         for doomed, token in (logs or {log_id: 0}).items():
             await self._bus.delete(streams.log_key(tenant_id, doomed), through=token)
+        reach(Point.DELETE_SWEPT)
         try:
             async with workspace.locked(self._workspaces, tenant_id):
                 workspace.remove_contact(self._workspaces, tenant_id, contact)
@@ -98,6 +103,7 @@ class Contacts:
         session_id = ids.new_id("ses")
         if not await self._store.reset(tenant_id, contact, log_id_of(tenant_id, contact), session_id):
             raise _not_found()
+        reach(Point.RESET_COMMITTED)
         return session_id
 
     async def messages(self, tenant_id: str, contact: str, page_size: int, page_token: str) -> tuple[list[Row], str]:

@@ -5,10 +5,13 @@ from typing import Any
 
 import msgspec
 from retinue_kit import ids, telemetry
+from retinue_kit.crashing import reach
 from retinue_kit.errors import Reason, RetinueError
 
+from retinue_router.crash_points import Point
 from retinue_router.domain import pages
 from retinue_router.domain.contacts import check_name, log_id_of
+from retinue_router.domain.queues import TASK_LOG
 from retinue_router.domain.submission import Submission
 from retinue_router.doorbell import Doorbell
 from retinue_router.store.guard import Row
@@ -37,7 +40,7 @@ class Runs:
         asked.check()
         log_id = log_id_of(asked.tenant_id, asked.contact)
         new = NewIds(
-            ids.new_id("log") if asked.is_task else log_id,
+            ids.new_id(TASK_LOG) if asked.is_task else log_id,
             ids.new_id("ses"),
             ids.new_id("run"),
             log_id if asked.is_task else None,
@@ -45,11 +48,14 @@ class Runs:
         traceparent = telemetry.traceparent()
         with telemetry.span("submit_run") as span:
             span.set_attribute("run.kind", asked.kind)
+            reach(Point.SUBMIT_COMMITTING)
             answer = await self._store.submit(asked, new, _body(asked), traceparent)
+            reach(Point.SUBMIT_COMMITTED)
             span.set_attribute("run.id", answer["run_id"] or "")
             span.set_attribute("outcome", answer["outcome"])
         if answer["outcome"] == "accepted":
             await self._tell(asked.tenant_id, new.log_id, answer)
+            reach(Point.SUBMIT_RUNG)
             return _accepted(asked, new, answer, traceparent), False
         if answer["outcome"] == "replay":
             return await self.get(asked.tenant_id, answer["run_id"]), True
@@ -74,12 +80,15 @@ class Runs:
 
     async def cancel(self, tenant_id: str, run_id: str, by: str) -> Row:
         """Ask a run to stop; answers it as it is then. Raises RUN_NOT_FOUND."""
+        reach(Point.CANCEL_COMMITTING)
         answer = await self._store.cancel(tenant_id, run_id, by)
+        reach(Point.CANCEL_COMMITTED)
         if answer is None:
             raise not_found()
         await self._tell(tenant_id, answer["log_id"], answer)
         if answer["told"]:
             await self._doorbell.ring(tenant_id, answer["told"])
+        reach(Point.CANCEL_TOLD)
         return await self.get(tenant_id, run_id)
 
     async def _tell(self, tenant_id: str, log_id: str, answer: Row) -> None:
@@ -130,6 +139,7 @@ def _accepted(asked: Submission, new: NewIds, answer: Row, traceparent: str) -> 
         "after_n": answer["after_n"],
         "traceparent": traceparent,
         "decision": None,
+        "run_at": asked.run_at,
     }
 
 

@@ -10,14 +10,15 @@ from retinue_router.store.guard import Row, guarding
 
 _COLUMNS = (
     "r.tenant_id, r.run_id, r.contact, r.session_id, r.log_id, r.kind, r.state, r.runtime, r.attempt, r.create_time,"
-    " r.start_time, r.end_time, r.output, r.usage, r.error, r.after_token, r.after_n, r.traceparent, r.decision"
+    " r.start_time, r.end_time, r.run_at, r.output, r.usage, r.error, r.after_token, r.after_n, r.traceparent,"
+    " r.decision"
 )
 _PAGE = "and ($2 = '' or r.run_id < $2) and ($3 = '' or r.state = $3) order by r.run_id desc limit $4"
 GET = f"select {_COLUMNS} from runs r where r.tenant_id = $1 and r.run_id = $2"  # noqa: S608
 LIST = f"select {_COLUMNS} from runs r where r.tenant_id = $1 {_PAGE}"  # noqa: S608
 LIST_OF_CONTACT = f"select {_COLUMNS} from runs r where r.tenant_id = $1 and r.contact = $5 {_PAGE}"  # noqa: S608
 
-_SUBMIT = "select * from submit_run_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
+_SUBMIT = "select * from submit_run_2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
 _CANCEL = "select * from cancel_run_1($1, $2, $3)"
 
 
@@ -34,20 +35,33 @@ class NewIds(msgspec.Struct, frozen=True):
     notify_log: str | None
 
 
+class Room(msgspec.Struct, frozen=True):
+    """How many runs of a tenant may wait, and how many more whose time has not come."""
+
+    waiting_max: int
+    later_max: int
+
+
 class RunStore:
     """Runs of tenants, behind the wall."""
 
     def __init__(self, pool: "asyncpg.Pool") -> None:
         self._pool = pool
 
-    async def submit(self, asked: Submission, ids: NewIds, body: bytes, traceparent: str) -> Row:
-        """Accept a run in one round trip and one commit; answers a row of submit_run_1."""
+    async def submit(
+        self, asked: Submission, ids: NewIds, body: bytes, traceparent: str, room: Room | None = None
+    ) -> Row:
+        """Accept a run in one round trip and one commit, if there is room; answers a row of submit_run_2.
+
+        The tenant's queue is counted only where bounds are given.
+        """
         key = asked.idempotency_key or None
         with guarding():
             row: Row = await self._pool.fetchrow(
                 _SUBMIT, asked.tenant_id, asked.contact, ids.log_id, asked.is_task, ids.session_id, ids.run_id,
                 asked.kind, key, asked.digest() if key else None, body.decode(), asked.on_busy, asked.principal,
-                ids.notify_log, traceparent,
+                ids.notify_log, traceparent, asked.run_at, room and room.waiting_max, room and room.later_max,
+                asked.retry_of,
             )  # fmt: skip
         return row
 

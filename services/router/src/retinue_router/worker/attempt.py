@@ -12,8 +12,10 @@ from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as adapter_pb
 from retinue.runtime_adapter.v1.runtime_event_pb2 import RuntimeEvent, RuntimeUsage
 from retinue_kit import ids, telemetry, wire
 from retinue_kit.clock import Clock
+from retinue_kit.crashing import reach
 from retinue_kit.errors import Reason, RetinueError
 
+from retinue_router.crash_points import EVENT_POINTS, Point
 from retinue_router.encoding import plain
 from retinue_router.ring import Ring, Ticket
 from retinue_router.worker.clients import Agent, Directory, Policy, Runtimes, duration, patiently
@@ -145,6 +147,7 @@ class Attempt:
             decision = await self._decide()
             span.set_attribute("selected_agent", decision.runtime)
             span.set_attribute("decision.rule", decision.rules[-1].rule if decision.rules else "")
+        reach(Point.DECIDED)
         if held.attempt <= 1:
             reason = decision.rules[-1].reason if decision.rules else ""
             data = {"attempt": held.attempt, "runtime": decision.runtime, "reason": reason}
@@ -155,6 +158,7 @@ class Attempt:
         if not self._keeper.is_valid(self._lease) and not await self._keeper.confirm(self._lease):
             raise lost()
         request = self._request(decision, self._context())
+        reach(Point.INVOKING)
         with telemetry.span("agent_processing", runtime=decision.runtime) as span:
             await self._consume(request, decision)
             span.set_attribute("response.length", len(self.outcome.output))
@@ -239,6 +243,7 @@ class Attempt:
     async def _follow(self, event: RuntimeEvent) -> bool:
         """Tell one event; True if it was the last."""
         kind, out = event.WhichOneof("event"), self.outcome
+        reach(EVENT_POINTS.get(kind))
         if self._told_before and kind in ("text_delta", "reasoning_delta", "card", "message_completed"):
             self._told_before -= kind == "message_completed"
             return False
@@ -312,6 +317,7 @@ class Attempt:
     async def _commit(self, state: bytes) -> None:
         self._checkpoint, self._state = None, state
         saved = msgspec.msgpack.encode(Saved(state, self.outcome.whole))
+        reach(Point.CHECKPOINT_COMMITTING)
         with telemetry.span("checkpoint"):
             entries = await patiently(
                 lambda: self._store.checkpoint(
@@ -322,7 +328,9 @@ class Attempt:
             )  # fmt: skip
         if entries is None:
             raise lost()
+        reach(Point.CHECKPOINT_COMMITTED)
         await self._teller.publish(entries)
+        reach(Point.CHECKPOINT_PUBLISHED)
 
     async def _park(self, event: RuntimeEvent) -> None:
         asked, teller, held = event.approval_requested, self._teller, self._held
@@ -330,6 +338,7 @@ class Attempt:
         call_id, tool, summary = storable([asked.call_id, asked.tool, asked.summary])
         question = Asked(ids.new_id("apr"), teller.next_n(), call_id, tool, summary, asked.expire_s)
         saved = msgspec.msgpack.encode(Saved(asked.checkpoint, self.outcome.whole))
+        reach(Point.PARK_COMMITTING)
         answer = await self._store.park(
             self._ticket,
             held.token,
@@ -341,9 +350,11 @@ class Attempt:
         )
         if answer is None:
             raise lost()
+        reach(Point.PARK_COMMITTED)
         entries, self.outcome.ring = answer
         self.outcome.parked = True
         await teller.publish(entries)
+        reach(Point.PARK_PUBLISHED)
 
 
 V = TypeVar("V")

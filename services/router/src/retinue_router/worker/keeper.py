@@ -7,8 +7,10 @@ import redis.asyncio
 import structlog
 from redis.exceptions import RedisError
 from retinue_kit.clock import Clock
+from retinue_kit.crashing import reach
 from retinue_kit.errors import RetinueError
 
+from retinue_router.crash_points import Point
 from retinue_router.ring import Ring, Ticket
 from retinue_router.worker.leases import LeaseStore, Renewed
 
@@ -93,7 +95,9 @@ class Keeper:
 
     async def _renew(self, leases: list[Lease]) -> None:
         asked_at = self._clock.monotonic()
+        reach(Point.RENEWING)
         found = {(r.ticket, r.token): r for r in await self._store.renew([(le.ticket, le.token) for le in leases])}
+        reach(Point.RENEWED)
         for lease in leases:
             renewed: Renewed | None = found.get((lease.ticket, lease.token))
             if renewed is not None:

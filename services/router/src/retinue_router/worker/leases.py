@@ -91,6 +91,10 @@ class Ending:
     events: bytes
     terminal_n: int
     delay_s: float = 0.0
+    refund: bool = False
+    """Whether the attempt is given back with the run: it ended through no fault of its own."""
+    dead: bool = False
+    """Whether a failed run is set aside for an operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,9 @@ def _held(row: Any) -> Held | None:
         keep_token=row["keep_token"] or 0,
         ring=bool(row["ring"]),
     )
+
+
+_FINISH = "select * from finish_2($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19)"
 
 
 class LeaseStore:
@@ -191,11 +198,11 @@ class LeaseStore:
         """End an attempt and perhaps take the log's next run; None if the lease is lost and nothing was written."""
         with postgres.translating():
             row = await self._pool.fetchrow(
-                "select * from finish_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+                _FINISH,
                 *ticket, token, run_id, ending.state, ending.output, ending.usage.decode(),
                 ending.error.decode() if ending.error else None, ending.decision.decode() if ending.decision else None,
-                ending.agent_id, ending.events.decode(), ending.terminal_n, timedelta(seconds=ending.delay_s), holder,
-                self._lease, take_next, ATTEMPTS_MAX,
+                ending.agent_id, ending.events.decode(), ending.terminal_n, timedelta(seconds=ending.delay_s),
+                ending.refund, ending.dead, holder, self._lease, take_next, ATTEMPTS_MAX,
             )  # fmt: skip
         if not row["ok"]:
             return None

@@ -9,9 +9,11 @@ import asyncpg
 import msgspec
 import structlog
 from retinue_kit import postgres
+from retinue_kit.crashing import reach
 from retinue_kit.errors import RetinueError
 from retinue_kit.streams import START, Cursor
 
+from retinue_router.crash_points import Point
 from retinue_router.domain.events import instant
 from retinue_router.ring import Ticket
 from retinue_router.workspace import PROFILE_FILE, contact_dir, locked, open_beneath, write_profile
@@ -88,8 +90,10 @@ class Projector:
                 rows = await self._rows(ticket, last)
                 if rows:
                     last = Cursor(rows[-1]["token"], rows[-1]["n"])
+                    reach(Point.PROJECTING)
                     with open_beneath(path.parent, THREAD_FILE) as file:
                         os.write(file, b"".join(map(_line, rows)))
+                    reach(Point.PROJECTED)
                 if len(rows) < PAGE_ROWS:
                     break
             if path.parent.exists() and not (path.parent / PROFILE_FILE).exists():

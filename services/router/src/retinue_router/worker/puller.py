@@ -7,8 +7,10 @@ import asyncpg
 import redis.asyncio
 import structlog
 from retinue_kit import postgres
+from retinue_kit.crashing import reach
 from retinue_kit.errors import RetinueError
 
+from retinue_router.crash_points import Point
 from retinue_router.ring import Ring, Ticket
 from retinue_router.worker.runner import Runner
 
@@ -37,7 +39,9 @@ class Sweeper:
             await asyncio.sleep(SWEEP_S * random.uniform(0.8, 1.2))  # noqa: S311
             try:
                 for ticket in await self._due_alone():
+                    reach(Point.SWEPT)
                     await self._ring.push(*ticket)
+                    reach(Point.SWEEP_RUNG)
             except RetinueError as error:
                 log.info("not swept", detail=error.private)
 

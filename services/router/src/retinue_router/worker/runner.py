@@ -9,9 +9,11 @@ import structlog
 from opentelemetry.trace import Span
 from retinue_kit import ids, telemetry, tenancy
 from retinue_kit.clock import Clock
+from retinue_kit.crashing import reach
 from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.streams import Bus
 
+from retinue_router.crash_points import Point
 from retinue_router.ring import Ring, Ticket
 from retinue_router.worker.attempt import Attempt, Outcome, retry_delay_s
 from retinue_router.worker.clients import Directory, Policy, Runtimes, patiently
@@ -60,9 +62,11 @@ class Runner:
         tenancy.enter(tenancy.Identity(ticket.tenant_id))
         holder = f"{self._boot}:{next(self._numbers)}"
         try:
+            reach(Point.POPPED)
             asked_at = parts.clock.monotonic()
             held = await patiently(lambda: parts.store.claim(ticket, holder), parts.clock)
             while held is not None:
+                reach(Point.CLAIMED)
                 held, asked_at = await self._run(ticket, holder, held, asked_at)
         except RetinueError as error:
             if error.reason is Reason.STALE_FENCING_TOKEN:
@@ -77,6 +81,7 @@ class Runner:
         parts = self._parts
         if not held.run_id:
             await Teller(parts.bus, ticket, held, _always).open()
+            reach(Point.MAIL_TOLD)
             if held.ring:
                 await self._ring(ticket)
             return None, 0.0
@@ -117,12 +122,16 @@ class Runner:
         ending = self._ending(held, lease, teller, attempt, outcome)
         asked_at = parts.clock.monotonic()
         with telemetry.span("finish", attributes={"run.state": ending.state}):
+            reach(Point.FINISH_COMMITTING)
             ended = await self._commit(ticket, held, ending, holder)
+            reach(Point.FINISH_COMMITTED)
             await teller.publish(ended.events)
+            reach(Point.FINISH_PUBLISHED)
         if ended.told:
             await self._ring(Ticket(ticket.tenant_id, ended.told))
         if ended.ring:
             await self._ring(ticket)
+        reach(Point.FINISH_RUNG)
         if held.kind == "chat":
             parts.projector.project(ticket, held.contact)
         log.debug("run ended", run_id=held.run_id, state=ended.state, attempt=held.attempt)
@@ -178,8 +187,10 @@ class Runner:
             log.info("not rung; the sweeper will", detail=error.private)
 
     async def _quietly_done(self, ticket: Ticket) -> None:
+        reach(Point.GIVING_BACK)
         try:
             await self._parts.ring.done(ticket)
+            reach(Point.GIVEN_BACK)
         except RetinueError as error:
             log.info("slot not given back; it expires", detail=error.private)
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import msgspec
 import structlog
+from retinue_kit.crashing import reach
 from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.streams import Appended, Bus, Cursor, Entry, Kind, Opening, log_key
 
+from retinue_router.crash_points import Point
 from retinue_router.domain.events import instant, render
 from retinue_router.ring import Ticket
 from retinue_router.worker.leases import Held
@@ -197,7 +199,9 @@ class Teller:
                 opening = Opening.CLAIM
         try:
             keep = self._held.keep_token if opening is Opening.CLAIM else 0
+            reach(Point.APPENDING)
             answer = await self._bus.append(self._key, entries, opening=opening, keep_token=keep)
+            reach(Point.APPENDED)
             if answer is Appended.OK:
                 return
             if opening is Opening.COMMITTED or not await self._confirm():

@@ -10,10 +10,12 @@ import structlog
 from retinue.runtime_adapter.v1.runtime_adapter_service_pb2 import InvokeRequest, Runtime
 from retinue_kit import deadlines
 from retinue_kit.clock import Clock
+from retinue_kit.crashing import reach
 from retinue_kit.errors import Reason
 
 from retinue_runtime_adapter.adapter import Adapter, Batches
 from retinue_runtime_adapter.config import Models, Settings
+from retinue_runtime_adapter.crash_points import Point
 from retinue_runtime_adapter.domain.models import Model
 from retinue_runtime_adapter.domain.troubles import Trouble
 from retinue_runtime_adapter.light import wire
@@ -89,7 +91,9 @@ class LightAdapter(Adapter):
         call: Call | None = None
         trouble: Trouble | None = None
         try:
+            reach(Point.CALLING)
             call, said = await self._first_words(request, attempt, answer, messages)
+            reach(Point.CALLED)
             while not call.over:
                 events = answer.add(said)
                 if events:

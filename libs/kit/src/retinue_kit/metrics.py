@@ -1,0 +1,80 @@
+"""Numbers about this process in Prometheus' format: counted anywhere, served at one address.
+
+Labels hold values of a small fixed set only, never a tenant's, a contact's or a run's name.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, generate_latest
+
+PREFIX = "retinue_"
+READ_TIMEOUT_S = 5.0
+REQUEST_SIZE_MAX_BYTES = 8 * 1024
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+def counter(name: str, meaning: str, labels: Sequence[str] = ()) -> Counter:
+    """Make a counter; its name is told as retinue_{name}_total."""
+    return Counter(PREFIX + name, meaning, labels)
+
+
+def gauge(name: str, meaning: str, labels: Sequence[str] = ()) -> Gauge:
+    """Make a gauge; its name is told as retinue_{name}."""
+    return Gauge(PREFIX + name, meaning, labels)
+
+
+stale_writes_refused = counter(
+    "stale_writes_refused",
+    "Writes of a holder whose lease had gone to another, refused by their sink.",
+    ["sink"],
+)
+"""Sinks: postgres, stream, workspace, runtime."""
+
+
+class Exposition:
+    """Serves GET /metrics over HTTP at `unix:/path` or `host:port`."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen."""
+        if self._address.startswith("unix:"):
+            path = Path(self._address.removeprefix("unix:"))
+            path.unlink(missing_ok=True)
+            self._server = await asyncio.start_unix_server(self._answer, path, limit=REQUEST_SIZE_MAX_BYTES)
+        else:
+            host, _, port = self._address.rpartition(":")
+            host = host.strip("[]")
+            self._server = await asyncio.start_server(self._answer, host, int(port), limit=REQUEST_SIZE_MAX_BYTES)
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                request = await reader.readuntil(b"\r\n\r\n")
+                found = request.startswith((b"GET /metrics ", b"GET /metrics?"))
+                body = generate_latest(REGISTRY) if found else b"There is /metrics only.\n"
+                kind = CONTENT_TYPE_LATEST if found else "text/plain; charset=utf-8"
+                writer.write(
+                    f"HTTP/1.1 {'200 OK' if found else '404 Not Found'}\r\nContent-Type: {kind}\r\n"
+                    f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+                )
+                writer.write(body)
+                await writer.drain()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+            log.info("metrics not told", detail=str(error)[:200])
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
