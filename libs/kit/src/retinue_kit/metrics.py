@@ -54,6 +54,14 @@ class Exposition:
             host = host.strip("[]")
             self._server = await asyncio.start_server(self._answer, host, int(port), limit=REQUEST_SIZE_MAX_BYTES)
 
+    @property
+    def port(self) -> int:
+        """The TCP port that was taken; 0 for a unix socket."""
+        if self._server is None or self._address.startswith("unix:"):
+            return 0
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
     async def stop(self) -> None:
         """Stop listening."""
         if self._server is not None:

@@ -106,8 +106,9 @@ create or replace function history_1(t text, p_log text, p_session text, p_run t
     select e.type, e.data, e.token, e.n from events e
     where e.tenant_id = t and e.log_id = p_log and e.session_id = p_session and e.type in ('user.message', 'assistant.message')
       and e.token < p_before and e.run_id <> p_run
-      and e.run_id <> all (array(select r.run_id from runs r where r.tenant_id = t and r.log_id = p_log and r.dropped
-        and (e.type = 'assistant.message' or r.retried_as is not null)))
+      -- Neither list depends on the event, so that each is made once.
+      and (e.type = 'user.message' or e.run_id <> all (array(select r.run_id from runs r where r.tenant_id = t and r.log_id = p_log and r.dropped)))
+      and e.run_id <> all (array(select r.run_id from runs r where r.tenant_id = t and r.log_id = p_log and r.dropped and r.retried_as is not null))
     order by e.token desc, e.n desc limit p_limit) h
 $$;
 
