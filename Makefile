@@ -1,7 +1,7 @@
 # Needs Python 3.11 or newer, make and a shell. Everything else is fetched into .venv and .build on first use.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up test check gen fmt bench release-contract clean prepare
+.PHONY: help up test chaos check gen fmt bench release-contract clean prepare
 
 PORT ?= $(or $(RETINUE_PORT),8080)
 STATE_DIR ?= $(or $(RETINUE_STATE_DIR),.retinue)
@@ -33,6 +33,9 @@ else
 	@$(if $(WHOLE),$(BIN)/python -m pytest $(WHOLE))
 endif
 
+chaos: prepare ## kill everything everywhere, for half an hour, and judge; ARGS="--seeds 5 --partial", ARGS="--seed 7"
+	@PYTHONPATH=tests/chaos:tests/plugins:tests/fakes $(BIN)/python -m harness $(ARGS)
+
 check: prepare ## look without running: format, lint, types, import directions, the contract, what is generated
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
@@ -53,6 +56,7 @@ fmt: prepare ## format everything in place
 
 bench: prepare ## measure the mesh against the bare model; prints a table, writes bench-results.json
 	@$(BIN)/python tests/bench/turns.py $(ARGS)
+	@$(BIN)/python tests/bench/fairness.py
 
 release-contract: prepare ## make the contract as it is the one that later changes must not break
 	@$(BIN)/buf build proto --exclude-source-info --output proto/released.binpb

@@ -4,11 +4,13 @@ Each adapter under test is driven by the offline model, so that the words of a u
 """
 
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytest_asyncio
+import scripted_adapter
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as pb
 from retinue.runtime_adapter.v1.runtime_adapter_service_pb2_grpc import RuntimeAdapterServiceStub
 from retinue.runtime_adapter.v1.runtime_event_pb2 import RuntimeEvent
@@ -67,12 +69,18 @@ class Client:
         return next(runtime for runtime in answer.runtimes if runtime.name == self.runtime)
 
 
-@pytest_asyncio.fixture(params=sorted(ADAPTERS))
-async def client(request: Any, offline_model: Any, serve: Any, peer: Any) -> AsyncIterator[Client]:
-    adapter = ADAPTERS[request.param](offline_model.base_url)
+@pytest_asyncio.fixture(params=[*sorted(ADAPTERS), "scripted"])
+async def client(request: Any, offline_model: Any, serve: Any, peer: Any, run_dir: Path) -> AsyncIterator[Client]:
+    runtime = "light" if request.param == "scripted" else request.param
+    adapter = ADAPTERS[runtime](offline_model.base_url)
     address = await serve([service(Registry([adapter]))])
-    yield Client(request.param, peer("runtime-adapter", address))
+    if request.param == "scripted":  # the fake in front of a real one
+        fake = scripted_adapter.ScriptedServicer(peer("runtime-adapter", address), run_dir / "ledger")
+        address = await serve([scripted_adapter.service(fake)])
+    yield Client(runtime, peer("runtime-adapter", address))
     await adapter.close()
+    if request.param == "scripted":
+        fake.close()
 
 
 def told(events: list[RuntimeEvent]) -> SimpleNamespace:

@@ -84,6 +84,14 @@ def test_chat_says_what_a_failed_run_failed_with(mesh, contact):
     assert done.stderr.startswith("error: ")
 
 
+@pytest.mark.parametrize("name", ["a/b c", "", "a\\b", "a b"])
+def test_chat_refuses_what_is_no_contacts_name_in_one_line(mesh, name):
+    done = run("chat", "--state-dir", str(mesh.state), "--contact", name, input="hello\n")
+    assert done.returncode != 0
+    assert "contact" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 async def test_trace_draws_a_run_through_every_part(mesh, stream, contact, eventually):
     # Any tenant's run can be drawn by the operator; the kept token's tenant is another one.
     run_id = (await stream(contact, "#tokens=3"))[-1]["data"]["run_id"]

@@ -93,6 +93,7 @@ async def test_a_malformed_traceparent_does_no_harm(client, contact):
     for value in ("x", "00-0-0-00", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "ff-" + "g" * 32):
         answer = await client.get(f"/v1/contacts/{contact}", headers={"traceparent": value})
         assert answer.status_code == 404
+        assert len(answer.headers["x-trace-id"]) == 32
 
 
 async def test_a_failed_run_is_marked_in_its_trace(client, contact, gather):

@@ -22,6 +22,8 @@ RETINUE = [sys.executable, "-m", "retinue_cli"]
 UP_TIMEOUT_S = 120
 CALL_TIMEOUT_S = 30
 HEAL_TIMEOUT_S = 60
+GUARD = "import subprocess, sys; sys.stdin.read() or subprocess.run(sys.argv[1:])"
+"""Waits until whoever started it has said a word or is gone, however it went."""
 
 
 def free_port() -> int:
@@ -88,6 +90,19 @@ class Mesh:
         return pid
 
 
+@contextlib.contextmanager
+def guarded(*command: str) -> Iterator[None]:
+    """Have a command run if this process is killed within the block: what it has started would go on without it."""
+    guard = subprocess.Popen(
+        [sys.executable, "-SE", "-c", GUARD, *command],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        guard.communicate(b"done")
+
+
 @pytest.fixture(scope="session")
 def model_url() -> Iterator[str]:
     """The offline model as a process of its own, which remembers what it was asked."""
@@ -97,22 +112,25 @@ def model_url() -> Iterator[str]:
     )  # fmt: skip
     assert process.stdout is not None
     port = process.stdout.readline().strip()
-    yield f"http://127.0.0.1:{port}/v1"
+    with guarded("kill", str(process.pid)):
+        yield f"http://127.0.0.1:{port}/v1"
     process.terminate()
     process.wait(10)
     process.stdout.close()
 
 
 @contextlib.contextmanager
-def running(model: str) -> Iterator[Mesh]:
-    """Run a mesh of its own; what it logged is shown if it does not come up."""
-    folder = Path(tempfile.mkdtemp(prefix="rt-e2e-"))
+def running(model: str, *more: str, folder: Path | None = None, **settings: str) -> Iterator[Mesh]:
+    """Run a mesh of its own, with more arguments and settings; what it logged is shown if it does not come up."""
+    folder = folder or Path(tempfile.mkdtemp(prefix="rt-e2e-"))
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("RETINUE_", "OPENAI_", "OTEL_"))}
-    environ |= {"RETINUE_MODEL_BASE_URL": model, "RETINUE_MODEL": "offline", "RUNTIMES": "light"}
+    environ |= {"RETINUE_MODEL_BASE_URL": model, "RETINUE_MODEL": "offline", "RUNTIMES": "light", **settings}
+    environ["RETINUE_WEBHOOK_PRIVATE_TARGETS"] = "true"  # tests receive on this machine
     mesh = Mesh(folder / "state", free_port(), model, environ)
     try:
-        mesh.up()
-        yield mesh
+        with guarded(*RETINUE, "down", "--state-dir", str(mesh.state)):
+            mesh.up(*more)
+            yield mesh
     finally:
         mesh.down()
         note = mesh.state / "postgres-home"

@@ -6,7 +6,16 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
-from retinue.edge.v1 import edge_service_pb2, edge_service_pb2_grpc
+from retinue.edge.v1 import (
+    dead_letter_service_pb2,
+    dead_letter_service_pb2_grpc,
+    edge_service_pb2,
+    edge_service_pb2_grpc,
+    schedule_service_pb2,
+    schedule_service_pb2_grpc,
+    webhook_service_pb2,
+    webhook_service_pb2_grpc,
+)
 from retinue_kit import process, streams
 from retinue_kit.client import Peer
 from retinue_kit.clock import SystemClock
@@ -18,6 +27,7 @@ from retinue_gateway.asgi import App
 from retinue_gateway.collector import Collector
 from retinue_gateway.config import Settings
 from retinue_gateway.credentials import Credentials
+from retinue_gateway.dead_letters import DeadLetterServicer
 from retinue_gateway.documents import Documents, KeySet
 from retinue_gateway.edge import Edge
 from retinue_gateway.events import Attendance, Events, Tick
@@ -25,10 +35,15 @@ from retinue_gateway.listener import Listener
 from retinue_gateway.openai_api import OpenAi
 from retinue_gateway.operations import Operations
 from retinue_gateway.readiness import Readiness, healthz
+from retinue_gateway.schedules import ScheduleServicer
 from retinue_gateway.service import EdgeServicer
+from retinue_gateway.webhooks import WebhookServicer
 from retinue_gateway.ws import Sockets
 
 EDGE = edge_service_pb2.DESCRIPTOR.services_by_name["EdgeService"].full_name
+DEAD_LETTERS = dead_letter_service_pb2.DESCRIPTOR.services_by_name["DeadLetterService"].full_name
+SCHEDULES = schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"].full_name
+WEBHOOKS = webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"].full_name
 TRACES = trace_service_pb2.DESCRIPTOR.services_by_name["TraceService"].full_name
 
 
@@ -74,6 +89,13 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Edge:
     servicer = EdgeServicer(operations, events)
     services = [
         Service(edge_service_pb2_grpc.add_EdgeServiceServicer_to_server, servicer, EDGE),
+        Service(
+            dead_letter_service_pb2_grpc.add_DeadLetterServiceServicer_to_server,
+            DeadLetterServicer(router),
+            DEAD_LETTERS,
+        ),
+        Service(schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server, ScheduleServicer(router), SCHEDULES),
+        Service(webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server, WebhookServicer(router), WEBHOOKS),
         Service(trace_service_pb2_grpc.add_TraceServiceServicer_to_server, collector, TRACES),
     ]
     return Edge(settings.address, services, credentials, attendance, Listener(app, settings.asgi_socket))

@@ -1,9 +1,11 @@
 """Both servers of the edge as one: they start together and drain together."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 from retinue_kit.server import Server, Service
 
+from retinue_gateway.asgi import BODY_SIZE_MAX_BYTES
 from retinue_gateway.credentials import Credentials, check_scope, scope_of
 from retinue_gateway.events import Attendance
 from retinue_gateway.listener import Listener
@@ -30,7 +32,8 @@ class Edge(Server):
         def gate(method: str, metadata: Mapping[str, str]) -> None:
             check_scope(credentials.admit(metadata), scope_of(method))
 
-        super().__init__(address, services, gate=gate)
+        # Envoy counts the bytes of JSON bodies; what callers of gRPC send is counted here.
+        super().__init__(address, services, gate=gate, request_size_max_bytes=BODY_SIZE_MAX_BYTES)
         self.credentials = credentials
         self.attendance = attendance
         self._listener = listener
@@ -43,7 +46,8 @@ class Edge(Server):
 
     async def drain(self, grace_s: float) -> None:
         """End what has no end of its own, let runs that are told finish within the grace, then stop."""
-        self._steps.draining = True
+        # First of all Envoy hears that this connection is at its end, and takes what is new to the next process.
+        stopping = asyncio.create_task(super().drain(grace_s))
         await self.attendance.drain(max(0.0, grace_s - END_MARGIN_S))
         await self._listener.stop()
-        await super().drain(END_MARGIN_S)
+        await stopping

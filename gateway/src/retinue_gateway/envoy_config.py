@@ -30,6 +30,17 @@ STREAM_IDLE_TIMEOUT_S = 300
 """A stream without a byte in either direction; keep-alive comments come every 15 s."""
 
 
+_TRACEPARENT_LENGTH = 55
+_TRACEPARENT = "^00-[0-9a-f]+-[0-9a-f]+-[0-9a-f]+$"
+_SPAN_PART = "-[0-9a-f]{16}-..$"
+_ZERO = "-0+-"
+"""W3C's form of a traceparent in parts, each small enough for Envoy's bound on expressions, and what neither of its ids
+may be."""
+
+_ASIDE = "x-retinue-traceparent"
+"""Where a traceparent is kept meanwhile; clients' own headers of such names are dropped."""
+
+
 class Tls(NamedTuple):
     """A certificate chain and its private key, as PEM files."""
 
@@ -73,6 +84,36 @@ def build(listen: Listen, sockets: Sockets, descriptor: Path, *, tls: Tls | None
         "static_resources": {
             "listeners": [_listener(listen, descriptor, tls, sample_percent)],
             "clusters": [grpc_cluster(sockets.grpc), asgi_cluster(sockets.asgi)],
+        },
+    }
+
+
+def _keep_well_formed_traces() -> Json:
+    """Take away a traceparent that is malformed: Envoy would begin no trace, and the answer would have no id.
+
+    Mutations have no condition: a well-formed value is moved aside, and back after everything else was removed. What
+    an expression makes empty is not added.
+    """
+    given = "request.headers['traceparent']"
+    is_whole = f"{given}.size() == {_TRACEPARENT_LENGTH} && {given}.matches('{_TRACEPARENT}')"
+    well_formed = f"{is_whole} && {given}.matches('{_SPAN_PART}') && !{given}.matches('{_ZERO}') ? {given} : ''"
+
+    def add(name: str, value: str) -> Json:
+        return {"append": {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
+
+    mutations = [
+        {"remove": _ASIDE},
+        add(_ASIDE, f"%CEL({well_formed})%"),
+        {"remove": "traceparent"},
+        add("traceparent", f"%REQ({_ASIDE})%"),
+        {"remove": _ASIDE},
+    ]
+    return {
+        "name": "well-formed-traces",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.http.early_header_mutation.header_mutation.v3."
+            "HeaderMutation",
+            "mutations": mutations,
         },
     }
 
@@ -130,7 +171,9 @@ def _connection_manager(descriptor: Path, tls: Tls | None, sample_percent: float
             "generate_request_id": True,
             "normalize_path": True,
             "merge_slashes": True,
-            "path_with_escaped_slashes_action": "REJECT_REQUEST",
+            # Refused by a route of its own, behind the beginning of the trace: that answer is to be found again, too.
+            "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
+            "early_header_mutation_extensions": [_keep_well_formed_traces()],
             "common_http_protocol_options": {
                 "headers_with_underscores_action": "REJECT_REQUEST",
                 "idle_timeout": f"{SOCKET_IDLE_TIMEOUT_S}s",

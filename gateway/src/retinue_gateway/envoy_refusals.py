@@ -39,6 +39,16 @@ class Refusal(NamedTuple):
 
 REFUSALS = [
     Refusal(400, 3, "FIELD_INVALID", detail="transcode"),
+    Refusal(400, 3, "FIELD_INVALID", "The path holds an escaped slash.", detail="direct_response"),
+    # Just started, while the directory is away: without its keys nobody can be known, and that says nothing of a token.
+    Refusal(
+        401,
+        14,
+        "DEPENDENCY_UNAVAILABLE",
+        "Tokens cannot be checked at the moment; try again.",
+        detail="Jwks_remote_fetch",
+        told_as=503,
+    ),
     Refusal(401, 16, "CREDENTIAL_EXPIRED", "The token has expired.", detail="expired"),
     Refusal(401, 16, "CREDENTIAL_MISSING", "A bearer token is needed.", detail="missing"),
     Refusal(401, 16, "CREDENTIAL_INVALID", "The token is not valid."),
@@ -77,7 +87,7 @@ def _mapper(refusal: Refusal, *, openai: bool) -> Json:
     headers = [TRACE_ID_HEADER]
     if 401 in (refusal.status, refusal.told_as):
         headers.append(CHALLENGE_HEADER)
-    if refusal.status in (429, 500):
+    if refusal.status in (429, 500) or refusal.told_as == 503:
         headers.append({"header": {"key": "retry-after", "value": str(RETRY_AFTER_S)}})
     return {
         "filter": {"and_filter": {"filters": filters}},
@@ -101,7 +111,7 @@ def _body(refusal: Refusal) -> Json:
 
 
 def _openai_body(refusal: Refusal) -> Json:
-    kind = _OPENAI_TYPES.get(refusal.status, "server_error")
+    kind = _OPENAI_TYPES.get(refusal.told_as or refusal.status, "server_error")
     return {"error": {"message": _message(refusal), "type": kind, "code": refusal.reason.lower(), "param": None}}
 
 

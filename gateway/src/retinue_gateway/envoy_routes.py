@@ -66,11 +66,16 @@ def routes(descriptor: Path) -> Json:
     # What says that it is too large is read to its end there: cut off here, a client may not come to read why.
     too_large = {"name": "content-length", "range_match": {"start": BODY_SIZE_MAX_BYTES + 1, "end": 2**63 - 1}}
     listed: list[Json] = [
+        {  # no name holds a slash, and what one is must not be read in two ways
+            "match": {"safe_regex": {"regex": "(?i).*%(2f|5c).*"}},
+            "direct_response": {"status": 400},
+            "typed_per_filter_config": plain,
+        },
         {
             "match": {"prefix": "/v1/", "headers": [too_large]},
             "route": {"cluster": ASGI_CLUSTER, "timeout": f"{DRAIN_TIMEOUT_S}s"},
             "typed_per_filter_config": plain,
-        }
+        },
     ]
     listed += [asgi(path, "GET", 10, typed_per_filter_config=plain, tracing=untraced) for path in OPEN_PATHS]
     listed += [

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from retinue_kit.server import NEW_SUFFIX
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from retinue_gateway.asgi import App
@@ -63,8 +64,9 @@ class Listener:
 
     def __init__(self, app: App, path: str) -> None:
         self._path = path
+        self._new_path = f"{path}{NEW_SUFFIX}"
         options: dict[str, Any] = {
-            "uds": path,
+            "uds": self._new_path,
             "http": "h11",
             "ws": SocketProtocol,
             "ws_max_size": SOCKET_MESSAGE_MAX_BYTES,
@@ -82,8 +84,8 @@ class Listener:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen; RuntimeError if that fails."""
-        Path(self._path).unlink(missing_ok=True)
+        """Listen, in the place of a former process that still does; RuntimeError if that fails."""
+        Path(self._new_path).unlink(missing_ok=True)
         self._task = asyncio.create_task(self._server.serve(), name="asgi")
         async with asyncio.timeout(START_TIMEOUT_S):
             while not self._server.started:
@@ -91,6 +93,7 @@ class Listener:
                     self._task.result()
                     raise RuntimeError(f"cannot listen on {self._path}")
                 await asyncio.sleep(POLL_S)
+        Path(self._new_path).rename(self._path)
 
     async def stop(self) -> None:
         """Close what is left and stop."""

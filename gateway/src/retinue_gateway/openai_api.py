@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -29,9 +30,13 @@ from retinue_gateway.relay import DivergedError, Relay
 WHOLE_TIMEOUT_S = 600
 """How long a request that is not streamed waits for its run: as long as OpenAI's own clients do."""
 
+LOOK_S = 2.0
+"""How often such a request looks at its run: one that is removed with its contact ends without a word."""
+
 KEYED_LENGTH = 26
 """Characters of the contact's name that is made from an idempotency key, as many as an id has."""
 
+FindRun = Callable[[], Awaitable[run_pb2.Run]]
 _ENDS = {run_pb2.RUN_STATE_FAILED: "run.failed", run_pb2.RUN_STATE_CANCELLED: "run.cancelled"}
 DONE = b"data: [DONE]\n\n"
 _encoder = msgspec.json.Encoder()
@@ -113,18 +118,14 @@ class OpenAi:
         headers = {"idempotent-replay": "true"} if replayed else {}
         known = None if replayed else after
         with await self._events.open(caller, run.log_id, after, known=known) as stream:
+            find_run = partial(self._operations.find_run, run.run_id, caller)
             if ask.stream:
-                await _Chunks(request, ask, run).tell(
-                    stream, headers, partial(self._operations.find_run, run.run_id, caller)
-                )
+                await _Chunks(request, ask, run).tell(stream, headers, find_run)
             else:
-                await self._tell_whole(request, ask, caller, await _end(run, stream), headers)
+                await self._tell_whole(request, ask, await _end(run.run_id, stream, find_run), headers)
 
-    async def _tell_whole(
-        self, request: asgi.Request, ask: Ask, caller: Caller, run_id: str, headers: dict[str, str]
-    ) -> None:
+    async def _tell_whole(self, request: asgi.Request, ask: Ask, run: run_pb2.Run, headers: dict[str, str]) -> None:
         """Answer what a run that is over has said."""
-        run = await self._operations.find_run(run_id, caller)
         _check_end(_ENDS.get(run.state, ""), run.error)
         message = {"role": "assistant", "content": run.output_text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
@@ -135,14 +136,19 @@ class OpenAi:
         reach(Point.COMPLETION_TOLD)
 
 
-async def _end(run: run_pb2.Run, stream: Stream) -> str:
-    """Wait until a run is over; answers its id."""
+async def _end(run_id: str, stream: Stream, find_run: FindRun) -> run_pb2.Run:
+    """Wait until a run is over; answers it. Raises RetinueError(RUN_NOT_FOUND) if it was removed with its contact."""
     try:
         async with asyncio.timeout(WHOLE_TIMEOUT_S):
-            await stream.hear_end(run.run_id)
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S):
+                        await stream.hear_end(run_id)
+                run = await find_run()
+                if encode.is_over(run):
+                    return run
     except TimeoutError:
-        raise ApiError(504, f"The run goes on as {run.run_id}.", code=str(Reason.RUN_TIMEOUT)) from None
-    return run.run_id
+        raise ApiError(504, f"The run goes on as {run_id}.", code=str(Reason.RUN_TIMEOUT)) from None
 
 
 class _Chunks:
@@ -154,9 +160,7 @@ class _Chunks:
         self._include_usage = ask.include_usage
         self._head = _head(ask, run, "chat.completion.chunk")
 
-    async def tell(
-        self, stream: Stream, headers: dict[str, str], find_run: Callable[[], Awaitable[run_pb2.Run]]
-    ) -> None:
+    async def tell(self, stream: Stream, headers: dict[str, str], find_run: FindRun) -> None:
         await self._request.begin(200, sse.CONTENT_TYPE, {**dict(sse.HEADERS), **headers})
         await self._write({"role": "assistant", "content": ""})
         relay = Relay()

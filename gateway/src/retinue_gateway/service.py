@@ -5,44 +5,26 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
-import grpc
 from google.api import httpbody_pb2
 from retinue.edge.v1 import approval_pb2, contact_pb2, edge_service_pb2, edge_service_pb2_grpc
 from retinue.router.v1 import run_pb2
 from retinue_kit.crashing import reach
-from retinue_kit.errors import RetinueError
 from retinue_kit.server import text_metadata
 from retinue_kit.streams import Cursor
 
 from retinue_gateway import encode, fields, sse
+from retinue_gateway.calls import REPLAY_HEADER, Context, caller_of, key_of
 from retinue_gateway.crash_points import Point
-from retinue_gateway.credentials import Caller, read_caller
+from retinue_gateway.credentials import Caller
 from retinue_gateway.events import TERMINAL, Events
 from retinue_gateway.operations import MessageRequest, Operations
 
-KEY = "idempotency-key"
 LAST_EVENT_ID = "last-event-id"
-REPLAY_HEADER = ("idempotent-replay", "true")
 
 WAIT_DEFAULT_S = 30
 WAIT_LOOK_S = 5.0
 """While a call waits for a run, the row is looked at this often: a queued run that is cancelled is over at once, but
 its event is written only when the log's holder is done with another run."""
-
-Context = grpc.aio.ServicerContext[Any, Any]
-
-
-def _caller(context: Context) -> Caller:
-    """Read who calls; the gate has let them in."""
-    return read_caller(text_metadata(context))
-
-
-def _key(context: Context) -> str:
-    """Read the idempotency key; empty if there is none. Raises RetinueError(FIELD_INVALID)."""
-    key = text_metadata(context).get(KEY)
-    if key == "":
-        raise RetinueError.field(fields.KEY_FIELD, "must not be empty.")
-    return fields.check_key(key or "")
 
 
 def _after(request: Any, context: Context) -> Cursor | None:
@@ -65,7 +47,7 @@ class EdgeServicer(edge_service_pb2_grpc.EdgeServiceServicer):
     async def SendMessage(
         self, request: edge_service_pb2.SendMessageRequest, context: Context
     ) -> edge_service_pb2.SendMessageResponse:
-        run, replayed = await self._operations.send(request, _caller(context), _key(context))
+        run, replayed = await self._operations.send(request, caller_of(context), key_of(context))
         if replayed:
             await context.send_initial_metadata((REPLAY_HEADER,))
         return edge_service_pb2.SendMessageResponse(run=encode.run(run))
@@ -77,18 +59,18 @@ class EdgeServicer(edge_service_pb2_grpc.EdgeServiceServicer):
         yield _body(sse.queued(run))
         after = Cursor.parse(run.after_cursor or "0-0")
         known = None if replayed else after
-        async for body in self._tell_run(_caller(context), run, after, known):
+        async for body in self._tell_run(caller_of(context), run, after, known):
             yield body
 
     async def _send(self, request: MessageRequest, context: Context) -> tuple[run_pb2.Run, bool]:
-        run, replayed = await self._operations.send(request, _caller(context), _key(context))
+        run, replayed = await self._operations.send(request, caller_of(context), key_of(context))
         await context.send_initial_metadata((*sse.HEADERS, REPLAY_HEADER) if replayed else sse.HEADERS)
         return run, replayed
 
     async def WatchContact(
         self, request: edge_service_pb2.WatchContactRequest, context: Context
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
-        caller = _caller(context)
+        caller = caller_of(context)
         fields.check_contact(request.contact)
         after = _after(request, context)
         log_id, last = await self._events.find_log(caller.tenant_id, request.contact)
@@ -109,7 +91,7 @@ class EdgeServicer(edge_service_pb2_grpc.EdgeServiceServicer):
     async def WatchRun(
         self, request: edge_service_pb2.WatchRunRequest, context: Context
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
-        caller = _caller(context)
+        caller = caller_of(context)
         after = _after(request, context)
         run = await self._operations.find_run(request.run, caller)
         start = Cursor.parse(run.after_cursor or "0-0")
@@ -153,7 +135,7 @@ class EdgeServicer(edge_service_pb2_grpc.EdgeServiceServicer):
     async def WaitRun(
         self, request: edge_service_pb2.WaitRunRequest, context: Context
     ) -> edge_service_pb2.WaitRunResponse:
-        caller = _caller(context)
+        caller = caller_of(context)
         timeout_s = request.timeout_s if request.HasField("timeout_s") else WAIT_DEFAULT_S
         run = await self._operations.find_run(request.run, caller)
         if timeout_s and not encode.is_over(run):
@@ -180,61 +162,61 @@ class EdgeServicer(edge_service_pb2_grpc.EdgeServiceServicer):
     async def ListContacts(
         self, request: contact_pb2.ListContactsRequest, context: Context
     ) -> contact_pb2.ListContactsResponse:
-        return await self._operations.list_contacts(request, _caller(context))
+        return await self._operations.list_contacts(request, caller_of(context))
 
     async def GetContact(self, request: contact_pb2.GetContactRequest, context: Context) -> contact_pb2.Contact:
-        return await self._operations.get_contact(request, _caller(context))
+        return await self._operations.get_contact(request, caller_of(context))
 
     async def UpdateContact(self, request: contact_pb2.UpdateContactRequest, context: Context) -> contact_pb2.Contact:
-        return await self._operations.update_contact(request, _caller(context))
+        return await self._operations.update_contact(request, caller_of(context))
 
     async def DeleteContact(
         self, request: contact_pb2.DeleteContactRequest, context: Context
     ) -> contact_pb2.DeleteContactResponse:
-        await self._operations.delete_contact(request, _caller(context))
+        await self._operations.delete_contact(request, caller_of(context))
         return contact_pb2.DeleteContactResponse()
 
     async def ResetContact(
         self, request: contact_pb2.ResetContactRequest, context: Context
     ) -> contact_pb2.ResetContactResponse:
-        session_id = await self._operations.reset_contact(request, _caller(context))
+        session_id = await self._operations.reset_contact(request, caller_of(context))
         return contact_pb2.ResetContactResponse(session_id=session_id)
 
     async def ListMessages(
         self, request: contact_pb2.ListMessagesRequest, context: Context
     ) -> contact_pb2.ListMessagesResponse:
-        return await self._operations.list_messages(request, _caller(context))
+        return await self._operations.list_messages(request, caller_of(context))
 
     async def ListRuns(
         self, request: edge_service_pb2.ListRunsRequest, context: Context
     ) -> edge_service_pb2.ListRunsResponse:
-        return await self._operations.list_runs(request, _caller(context))
+        return await self._operations.list_runs(request, caller_of(context))
 
     async def GetRun(
         self, request: edge_service_pb2.GetRunRequest, context: Context
     ) -> edge_service_pb2.GetRunResponse:
-        return edge_service_pb2.GetRunResponse(run=await self._operations.get_run(request, _caller(context)))
+        return edge_service_pb2.GetRunResponse(run=await self._operations.get_run(request, caller_of(context)))
 
     async def CancelRun(
         self, request: edge_service_pb2.CancelRunRequest, context: Context
     ) -> edge_service_pb2.CancelRunResponse:
-        return edge_service_pb2.CancelRunResponse(run=await self._operations.cancel_run(request, _caller(context)))
+        return edge_service_pb2.CancelRunResponse(run=await self._operations.cancel_run(request, caller_of(context)))
 
     async def ListApprovals(
         self, request: approval_pb2.ListApprovalsRequest, context: Context
     ) -> approval_pb2.ListApprovalsResponse:
-        return await self._operations.list_approvals(request, _caller(context))
+        return await self._operations.list_approvals(request, caller_of(context))
 
     async def DecideApproval(
         self, request: approval_pb2.DecideApprovalRequest, context: Context
     ) -> approval_pb2.DecideApprovalResponse:
-        approval = await self._operations.decide_approval(request, _caller(context))
+        approval = await self._operations.decide_approval(request, caller_of(context))
         return approval_pb2.DecideApprovalResponse(approval=approval)
 
     async def CreateTask(
         self, request: edge_service_pb2.CreateTaskRequest, context: Context
     ) -> edge_service_pb2.CreateTaskResponse:
-        run, replayed = await self._operations.create_task(request, _caller(context), _key(context))
+        run, replayed = await self._operations.create_task(request, caller_of(context), key_of(context))
         if replayed:
             await context.send_initial_metadata((REPLAY_HEADER,))
         return edge_service_pb2.CreateTaskResponse(run=encode.run(run))

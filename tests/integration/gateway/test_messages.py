@@ -312,3 +312,17 @@ async def test_what_postgres_cannot_hold_is_refused(mesh: Any) -> None:
     many = send()
     many.metadata.update({str(number): number for number in range(65)})
     assert (await refused(mesh.edge.SendMessage(many, metadata=mesh.metadata())))[2] == {"field": "metadata"}
+
+
+async def test_bounded_a_request_of_more_than_one_mebibyte_is_refused_whoever_brings_it(mesh: Any) -> None:
+    """Envoy counts the bytes of JSON only."""
+    padding = b"\x92\x3e" + b"\x80\x80\x40" + b"x" * (1 << 20)  # a field that nobody knows, of 1 MiB
+    large = send()
+    large.MergeFromString(padding)
+    assert large.ByteSize() > 1 << 20
+    code, why, _ = await refused(mesh.edge.SendMessage(large, metadata=mesh.metadata()))
+    assert (code, why) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "BODY_TOO_LARGE")
+    assert mesh.adapter.requests == []
+    text = send("x" * (1 << 20))
+    assert (await refused(mesh.edge.SendMessage(text, metadata=mesh.metadata())))[1] == "BODY_TOO_LARGE"
+    assert (await mesh.edge.SendMessage(send(), metadata=mesh.metadata())).run.run_id

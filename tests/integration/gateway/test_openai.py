@@ -9,7 +9,8 @@ import openai
 import pytest
 import pytest_asyncio
 from google.rpc import error_details_pb2, status_pb2
-from retinue.edge.v1 import edge_service_pb2
+from retinue.edge.v1 import contact_pb2, edge_service_pb2
+from retinue_gateway import events, openai_api
 
 HELLO = [{"role": "user", "content": "hello there friend"}]
 
@@ -174,3 +175,26 @@ async def test_a_client_that_leaves_does_not_stop_its_run(mesh: Any, eventually:
         return len((await mesh.edge.ListRuns(asked, metadata=mesh.metadata())).runs) == 2
 
     await eventually(both)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_completion_whose_contact_is_removed_ends_with_a_clear_error(
+    mesh: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(openai_api, "LOOK_S", 0.1)
+    monkeypatch.setattr(events, "KEEP_ALIVE_S", 0.0)
+    gate = asyncio.Event()
+
+    async def held(request: Any) -> AsyncIterator[dict[str, Any]]:
+        yield {"text_delta": {"text": "Well"}}
+        await gate.wait()
+
+    mesh.adapter.script = held
+    body = {"model": "retinue", "messages": HELLO, "user": "ada", "stream": stream}
+    asked = asyncio.create_task(mesh.http.post("/v1/chat/completions", json=body, headers=mesh.identity()))
+    await eventually(lambda: mesh.adapter.requests)
+    await mesh.edge.DeleteContact(contact_pb2.DeleteContactRequest(contact="ada"), metadata=mesh.metadata())
+    answer = await asked
+    assert answer.status_code == (200 if stream else 404)
+    assert '"code":"RUN_NOT_FOUND"' in answer.text
+    assert "[DONE]" not in answer.text

@@ -84,6 +84,7 @@ class Asgi:
 
     def __init__(self, keys):
         self._keys = keys
+        self.has_keys = True
         self.body_sizes = []
         self.head = ""
 
@@ -104,13 +105,16 @@ class Asgi:
             writer.write(await reader.read(100))
             return
         body = await reader.readexactly(int(headers.get("content-length", "0")))
-        if lines[0].startswith("GET /.well-known/jwks.json"):
+        status = "200 OK"
+        if lines[0].startswith("GET /.well-known/jwks.json") and not self.has_keys:
+            status, answer = "503 Service Unavailable", ""
+        elif lines[0].startswith("GET /.well-known/jwks.json"):
             answer = json.dumps(self._keys)
         else:
             self.head = head
             self.body_sizes.append(len(body))
             answer = json.dumps({"line": lines[0], "headers": headers})
-        writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(answer)}\r\n\r\n{answer}".encode())
+        writer.write(f"HTTP/1.1 {status}\r\ncontent-length: {len(answer)}\r\n\r\n{answer}".encode())
 
 
 class Mesh:
@@ -176,6 +180,15 @@ class Mesh:
 async def mesh(run_dir, eventually) -> AsyncIterator[Mesh]:
     """Start Envoy and the gateway that tells."""
     async with running(Mesh(run_dir), eventually) as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def keyless_mesh(run_dir, eventually) -> AsyncIterator[Mesh]:
+    """Start the same while nobody tells the keys that tokens are signed with."""
+    made = Mesh(run_dir)
+    made.asgi.has_keys = False
+    async with running(made, eventually):
         yield made
 
 

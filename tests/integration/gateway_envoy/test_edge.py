@@ -5,6 +5,7 @@ import ssl
 import time
 
 import grpc
+import httpx
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -63,11 +64,45 @@ async def test_contact_names_arrive_decoded(mesh, client, path, contact):
     assert mesh.edge.requests[-1].contact == contact
 
 
-async def test_an_escaped_slash_is_refused(mesh, client):
-    answer = await client.get("/v1/contacts/a%2Fb", headers=mesh.bearer())
+@pytest.mark.parametrize("name", ["a%2Fb", "a%2fb", "..%2F..%2Fetc", "a%5Cb", "a%5cb"])
+async def test_an_escaped_slash_is_refused(mesh, client, name):
+    answer = await client.get(f"/v1/contacts/{name}?x=1", headers=mesh.bearer())
     assert answer.status_code == 400
     assert answer.json()["details"][0]["reason"] == "FIELD_INVALID"
-    assert answer.json()["message"] == "The request is malformed: path_normalization_failed."
+    assert answer.json()["message"] == "The path holds an escaped slash."
+    assert len(answer.headers["x-trace-id"]) == 32
+    assert mesh.edge.requests == []
+
+
+async def test_an_escaped_slash_in_a_query_stays_there(mesh, client):
+    answer = await client.get("/v1/contacts/a?x=b%2Fc", headers=mesh.bearer())
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        "x",
+        "00-0-0-00",
+        "00-" + "0" * 32 + "-" + "1" * 16 + "-01",
+        "00-" + "1" * 32 + "-" + "0" * 16 + "-01",
+        "00-" + "1" * 31 + "-" + "1" * 16 + "-01",
+        "00-" + "1" * 32 + "-" + "1" * 16 + "-1",
+        "00-" + "G" * 32 + "-" + "1" * 16 + "-01",
+        "ff-" + "1" * 32 + "-" + "1" * 16 + "-01",
+        "00-" + "1" * 32 + "-" + "1" * 16 + "-01-more",
+        "",
+    ],
+)
+async def test_a_malformed_traceparent_is_ignored_and_a_trace_begun(mesh, client, malformed):
+    headers = {**mesh.bearer(), "traceparent": malformed, "x-retinue-traceparent": "00-" + "2" * 32 + "-0-01"}
+    answer = await client.get("/v1/contacts/a", headers=headers)
+    assert answer.status_code == 200
+    trace_id = answer.headers["x-trace-id"]
+    assert len(trace_id) == 32
+    assert trace_id not in ("1" * 32, "2" * 32)
+    assert mesh.edge.metadata["traceparent"].split("-")[1] == trace_id
+    assert "x-retinue-traceparent" not in mesh.edge.metadata
 
 
 async def test_no_token_a_bad_one_and_an_expired_one_are_told_apart(mesh, client):
@@ -79,6 +114,23 @@ async def test_no_token_a_bad_one_and_an_expired_one_are_told_apart(mesh, client
     other = mesh.bearer(aud="elsewhere")
     assert_refused(await client.get("/v1/contacts/a", headers=other), 401, 16, "CREDENTIAL_INVALID")
     assert mesh.edge.requests == []
+
+
+async def test_who_cannot_be_known_for_want_of_keys_is_told_to_try_again(keyless_mesh, eventually):
+    async with httpx.AsyncClient(base_url=keyless_mesh.url, headers=keyless_mesh.bearer()) as client:
+        answer = await client.get("/v1/contacts/a")
+        assert_refused(answer, 503, 14, "DEPENDENCY_UNAVAILABLE")
+        assert answer.headers["retry-after"] == "1"
+        assert answer.headers["www-authenticate"] == "Bearer", "and not the address of the request"
+        completion = await client.post("/v1/chat/completions", json={})
+        assert (completion.status_code, completion.json()["error"]["type"]) == (503, "server_error")
+        assert_refused(await client.get("/v1/contacts/a", headers={"authorization": ""}), 401, 16, "CREDENTIAL_MISSING")
+        keyless_mesh.asgi.has_keys = True
+
+        async def known():
+            return (await client.get("/v1/contacts/a")).status_code == 200
+
+        await eventually(known)
 
 
 async def test_a_token_that_expires_is_refused_although_it_was_good(mesh, client, eventually):

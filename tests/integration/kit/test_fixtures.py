@@ -1,7 +1,14 @@
 """The shared fixtures do what they say."""
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import asyncpg
 import pytest
+import whole_mesh
 
 
 async def test_each_database_is_fresh_and_migrated(make_database):
@@ -51,3 +58,28 @@ async def test_eventually_waits_for_truth_and_reports_what_was_wrong(eventually)
 
     with pytest.raises(AssertionError, match="as it is"):
         await eventually(wrong, timeout_s=0.05)
+
+
+GUARDED = """
+import sys, whole_mesh
+with whole_mesh.guarded("touch", sys.argv[1]):
+    print("within", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("killed", [True, False])
+async def test_what_a_killed_test_process_has_started_is_stopped_after_it(run_dir, eventually, killed):
+    mark = run_dir / "stopped"
+    path = f"{Path(whole_mesh.__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
+    with subprocess.Popen(
+        [sys.executable, "-c", GUARDED, mark],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path},
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == b"within\n"
+        if killed:
+            process.send_signal(signal.SIGKILL)
+            await eventually(mark.exists)
+        else:
+            process.communicate()
+            assert not mark.exists()

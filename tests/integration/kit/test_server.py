@@ -41,6 +41,20 @@ class Streaming(sandbox_service_pb2_grpc.SandboxServiceServicer):
         raise ValueError("select secret from table")
 
 
+class Endless(sandbox_service_pb2_grpc.SandboxServiceServicer):
+    """Says one thing and then nothing, for ever."""
+
+    def __init__(self):
+        self.left = asyncio.Event()
+
+    async def Exec(self, request, context):
+        try:
+            yield sandbox_service_pb2.ExecResponse(stream="stdout", data=b"one")
+            await asyncio.Event().wait()
+        finally:
+            self.left.set()
+
+
 class Failing:
     """A dependency that can be taken away."""
 
@@ -281,3 +295,20 @@ async def test_a_peer_that_is_not_there_is_unavailable_at_once(peer, run_dir):
     with pytest.raises(RetinueError) as caught:
         await nobody.call(stub.Decide, REQUEST)
     assert (caught.value.reason, caught.value.metadata) == (Reason.DEPENDENCY_UNAVAILABLE, {"dependency": "policy"})
+
+
+async def test_a_stream_that_outlasts_the_grace_is_cut_with_a_reason(serve, peer):
+    endless = Endless()
+    add = sandbox_service_pb2_grpc.add_SandboxServiceServicer_to_server
+    address = await serve([Service(add, endless, SANDBOX)])
+    sandbox = peer("sandbox", address)
+    request = sandbox_service_pb2.ExecRequest(tenant_id="t", session_id="s", fencing_token=1, argv=["x"])
+    stream = sandbox.stream(sandbox_service_pb2_grpc.SandboxServiceStub(sandbox.channel).Exec, request, timeout_s=30)
+    assert (await anext(stream)).data == b"one"
+    draining = asyncio.create_task(serve.server(address).drain(1))
+    with pytest.raises(RetinueError) as caught:
+        await anext(stream)
+    assert caught.value.reason is Reason.DRAINING
+    assert caught.value.retry_after_s == RETRY_AFTER_S
+    await asyncio.wait_for(endless.left.wait(), 10)
+    await draining

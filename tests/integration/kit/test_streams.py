@@ -10,6 +10,8 @@ from redis.asyncio import Redis
 from retinue_kit import streams
 from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.streams import STREAM_TTL_S, Appended, Bus, Cursor, Entry, Kind, Opening
+from retinue_kit.watch import DurablePage
+from retinue_kit.watching import Subscriber
 
 KEY = streams.log_key("ten_a", "log_a")
 
@@ -140,3 +142,15 @@ async def test_a_redis_that_hangs_is_given_up(bus: Bus, client: Redis, monkeypat
     with pytest.raises(RetinueError) as raised:
         await bus.read(KEY, streams.START)
     assert raised.value.reason is Reason.DEPENDENCY_UNAVAILABLE
+
+
+async def test_a_process_hears_the_streams_that_it_watches_and_no_others(
+    bus: Bus, client: Redis, redis_url: str
+) -> None:
+    async def nothing(after: Cursor) -> DurablePage:
+        return (), False
+
+    async with streams.connect(redis_url, blocking=True) as blocking, Subscriber(blocking, bus) as subscriber:
+        await subscriber.open(KEY, streams.START, nothing, known=streams.START)
+        assert await client.pubsub_channels() == [streams.channel(KEY).encode()]
+        assert await client.pubsub_numpat() == 0

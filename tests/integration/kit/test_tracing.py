@@ -1,10 +1,12 @@
 """Spans reach the operator's collector where one is named, beside the local store."""
 
 import grpc
+import pytest
 import pytest_asyncio
 from opentelemetry import context
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from retinue_kit import spans, telemetry
+from retinue_kit.config import SettingError
 
 TRACE_ID = "a" * 32
 TRACEPARENT = f"00-{TRACE_ID}-{'b' * 16}"
@@ -59,3 +61,9 @@ async def test_a_sampled_span_goes_to_the_collector_and_the_local_store_an_unsam
     assert (sent.name, sent.trace_id.hex()) == ("kept", TRACE_ID)
     assert {a.key: a.value.string_value for a in attributes}["service.name"] == "router"
     assert [span.name for span in spans.read_trace(tmp_path, TRACE_ID)] == ["kept"]
+
+
+def test_a_protocol_that_is_not_spoken_is_refused_by_name():
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+    with pytest.raises(SettingError, match="OTEL_EXPORTER_OTLP_PROTOCOL='http/protobuf' is not spoken here"):
+        telemetry.set_up("router", environ)

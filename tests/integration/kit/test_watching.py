@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from retinue_kit import streams, watching
 from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.streams import START, Appended, Bus, Cursor, Entry, Kind, Opening
-from retinue_kit.watch import Watch
+from retinue_kit.watch import READ_COUNT_FIRST, Watch
 from retinue_kit.watching import Subscriber
 
 KEY = streams.log_key("ten_a", "log_a")
@@ -117,6 +117,17 @@ async def test_a_watcher_begins_after_its_cursor(subscriber: Subscriber, story: 
     assert story.asked == 0
 
 
+async def test_what_was_not_heard_is_read_from_the_stream(subscriber: Subscriber, story: Story, client: Redis) -> None:
+    watch = await subscriber.open(KEY, START, story.durable, known=START)
+    await story.claim()
+    await story.tell(story.delta())
+    assert names(await collect(watch, Cursor(1, 1))) == ["1-1"]
+    unheard = story.delta()
+    await client.xadd(KEY, {"e": unheard.encode()}, str(unheard.cursor))
+    await story.tell(story.delta())
+    assert names(await collect(watch, Cursor(1, 3))) == ["1-2", "1-3"]
+
+
 async def test_what_the_bus_has_dropped_comes_from_the_log(subscriber: Subscriber, story: Story, client: Redis) -> None:
     for _ in range(10):
         await story.claim()
@@ -164,6 +175,22 @@ async def test_a_fact_that_was_refused_is_found_through_its_successors_pointer(
     assert await story.bus.append(KEY, [fact], opening=Opening.COMMITTED) is Appended.STALE
     await story.tell(story.delta())
     assert names(await collect(watch, Cursor(2, 1))) == ["1-1", "1-2", "2-1"]
+
+
+async def test_a_fact_that_was_never_told_is_found_on_a_later_page_of_a_long_stream(
+    subscriber: Subscriber, story: Story
+) -> None:
+    """The log is read once and ends behind the bus' first page; its holder died between commit and telling."""
+    await story.claim()
+    for _ in range(READ_COUNT_FIRST + 20):
+        await story.tell(story.delta())
+    untold = story.commit()
+    await story.claim()
+    await story.tell(story.delta())
+    await story.tell(story.commit())
+    seen = await collect(await subscriber.open(KEY, START, story.durable), story.last_fact)
+    assert untold.cursor in [entry.cursor for entry in seen]
+    assert names(seen) == names(sorted(seen, key=lambda entry: entry.cursor))
 
 
 async def test_a_commit_that_was_never_told_is_found_by_the_tick(

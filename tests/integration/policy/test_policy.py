@@ -44,8 +44,8 @@ async def directory(serve, one_tenant):
 
 
 @pytest.fixture
-async def policy(assembled, run_dir, peer, directory):
-    settings = Settings(f"unix:{run_dir}/policy.sock", directory, runtimes="light,openclaw")
+async def policy(assembled, run_dir, peer, directory, redis_url):
+    settings = Settings(f"unix:{run_dir}/policy.sock", directory, redis_url, runtimes="light,openclaw")
     return peer("policy", await assembled(assemble, settings))
 
 
@@ -110,9 +110,14 @@ async def test_health_and_reflection_answer(policy):
     assert {"retinue.policy.v1.PolicyService", "grpc.health.v1.Health"} <= names
 
 
-async def test_it_serves_as_a_process_and_drains(launch, run_dir, peer, healthy, eventually, directory):
+async def test_it_serves_as_a_process_and_drains(launch, run_dir, peer, healthy, eventually, directory, redis_url):
     address = f"unix:{run_dir}/policy.sock"
-    process = launch("retinue_policy", RETINUE_ADDRESS=address, RETINUE_DIRECTORY_ADDRESS=directory)
+    process = launch(
+        "retinue_policy",
+        RETINUE_ADDRESS=address,
+        RETINUE_DIRECTORY_ADDRESS=directory,
+        RETINUE_REDIS_URL=redis_url,
+    )
     policy = peer("policy", address)
     await healthy(policy)
     assert (await decide(policy)).runtime == "light", "light alone is on where nothing else is said"
@@ -123,7 +128,11 @@ async def test_it_serves_as_a_process_and_drains(launch, run_dir, peer, healthy,
 
 async def test_an_unknown_runtime_is_one_line_and_exit_2(launch, eventually):
     process = launch(
-        "retinue_policy", RETINUE_ADDRESS="unix:/x", RETINUE_DIRECTORY_ADDRESS="unix:/y", RETINUE_RUNTIMES="hermes"
+        "retinue_policy",
+        RETINUE_ADDRESS="unix:/x",
+        RETINUE_DIRECTORY_ADDRESS="unix:/y",
+        RETINUE_REDIS_URL="unix:///z",
+        RETINUE_RUNTIMES="hermes",
     )
     assert await eventually(lambda: process.poll() is not None)
     assert process.returncode == 2

@@ -5,6 +5,8 @@
 
 `router` (function): the service itself on the same database and a fresh Redis, called over gRPC:
 `await router.submit("hello", contact="anna", …)`, `await router.call("GetRun", run_id=…)`, `router.watch(…)`.
+
+`receiver`, `post` (function): a server that webhooks lead to, and the outbox of `core` with couriers on demand.
 """
 
 import json
@@ -17,9 +19,19 @@ from typing import Any
 import asyncpg
 import pytest_asyncio
 from google.protobuf import json_format
-from retinue.router.v1 import approval_pb2, contact_service_pb2, contact_service_pb2_grpc, router_service_pb2_grpc
+from posting import Post
+from receiving import Receiver
+from retinue.router.v1 import (
+    approval_pb2,
+    contact_service_pb2,
+    contact_service_pb2_grpc,
+    load_pb2,
+    router_service_pb2_grpc,
+    schedule_service_pb2,
+    schedule_service_pb2_grpc,
+)
 from retinue.router.v1 import router_service_pb2 as wire
-from retinue_kit import postgres, streams
+from retinue_kit import postgres, sealing, streams
 from retinue_kit.client import Peer
 from retinue_kit.ids import new_id
 from retinue_router.__main__ import assemble
@@ -52,7 +64,7 @@ class Core:
         key = other.get("key")
         body = json.dumps({"message_id": new_id("msg"), "text": text})
         return await self.pool.fetchrow(
-            "select * from submit_run_2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, '', $14, $15, $16, $17)",
+            "select * from submit_run_2($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,'',$14,$15,$16,$17)",
             self.tenant, contact, mine, kind != "chat", new_id("ses"), new_id("run"), kind, key,
             other.get("digest", b"1") if key else None, body, busy, "somebody", log if kind != "chat" else None,
             other.get("run_at"), other.get("queue_max"), other.get("later_max", 100), other.get("retry_of"),
@@ -151,11 +163,13 @@ class Router:
         self._stubs = [
             router_service_pb2_grpc.RouterServiceStub(peer.channel),
             contact_service_pb2_grpc.ContactServiceStub(peer.channel),
+            schedule_service_pb2_grpc.ScheduleServiceStub(peer.channel),
         ]
 
     def _method(self, name: str, fields: dict[str, Any]) -> tuple[Any, Any]:
         method = next(getattr(stub, name) for stub in self._stubs if hasattr(stub, name))
-        module = next(m for m in (wire, contact_service_pb2, approval_pb2) if hasattr(m, f"{name}Request"))
+        modules = (wire, contact_service_pb2, approval_pb2, load_pb2, schedule_service_pb2)
+        module = next(m for m in modules if hasattr(m, f"{name}Request"))
         request = json_format.ParseDict(fields, getattr(module, f"{name}Request")())
         if "tenant_id" in request.DESCRIPTOR.fields_by_name and not request.tenant_id:
             request.tenant_id = self.tenant
@@ -176,8 +190,8 @@ class Router:
 
 
 @pytest_asyncio.fixture
-async def router(database, redis_url, run_dir, peer) -> AsyncIterator[Router]:
-    """Answer the service, running."""
+async def router(request, database, redis_url, run_dir, peer) -> AsyncIterator[Router]:
+    """Answer the service, running; parametrize it indirectly with settings that differ."""
     settings = Settings(
         address=f"unix:{run_dir}/router.sock",
         postgres_dsn=database.dsn("retinue_router"),
@@ -185,6 +199,7 @@ async def router(database, redis_url, run_dir, peer) -> AsyncIterator[Router]:
         redis_url=redis_url,
         workspaces_dir=run_dir / "workspaces",
         pool_size=16,
+        **getattr(request, "param", {}),
     )
     async with AsyncExitStack() as stack:
         server = await assemble(settings, stack)
@@ -193,3 +208,20 @@ async def router(database, redis_url, run_dir, peer) -> AsyncIterator[Router]:
         yield made
         await made.redis.aclose()
         await server.drain(0)
+
+
+@pytest_asyncio.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """Answer a receiver of webhooks, listening."""
+    made = Receiver()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest_asyncio.fixture
+async def post(core, database, tmp_path) -> Post:
+    """Answer the outbox of `core`, with keys of its own."""
+    keys = tmp_path / "keys"
+    keys.write_text(sealing.new_key())
+    return Post(core, database, keys)

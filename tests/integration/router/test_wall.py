@@ -4,6 +4,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from datetime import UTC, datetime
 
 import pytest
 from retinue_kit import postgres
@@ -33,9 +34,25 @@ async def answer(core, tenant_id, query):
         return await prepared.fetch(tenant_id, *(SOME[parameter.name] for parameter in others))
 
 
+async def make_schedule(core, key=None):
+    await core.call(
+        "create_schedule_1", "sch_1", "anna", "log_anna", "digest", '{"text": "News?"}', "0 0 * * *", "UTC", "usr_1",
+        datetime.now(UTC), key, b"1" if key else None, 100,
+    )  # fmt: skip
+
+
+async def make_webhook(core):
+    """Make one that what is said is sent to, before anything is said."""
+    await core.call(
+        "create_webhook_1", "whk_1", "standard", "https://example.com/", "example.com", ["user.message"], b"s", 16
+    )
+
+
 async def test_no_cross_tenant_a_query_that_forgets_its_condition_sees_nothing_foreign(core):
+    await make_webhook(core)
     await core.submit()
     await core.park(await core.claim())
+    await make_schedule(core)
     found = statements()
     assert len(found) >= 12
     for name, statement in found.items():
@@ -48,7 +65,10 @@ async def test_no_cross_tenant_a_query_that_forgets_its_condition_sees_nothing_f
 
 
 async def test_no_cross_tenant_without_a_tenant_nothing_is_seen(core):
+    await make_webhook(core)
     await core.submit()
+    await core.claim()
+    await make_schedule(core)
     for table in (
         "contacts",
         "logs",
@@ -59,6 +79,10 @@ async def test_no_cross_tenant_without_a_tenant_nothing_is_seen(core):
         "usage_logs",
         "deleted_logs",
         "deleted_keys",
+        "schedules",
+        "deleted_schedules",
+        "webhooks",
+        "deliveries",
     ):
         assert await core.pool.fetch(f"select from {table}") == []
 
@@ -88,15 +112,36 @@ async def test_the_service_s_role_is_neither_owner_nor_superuser(core):
     assert [tuple(owner) for owner in owners] == [("postgres",)]
 
 
+async def test_no_cross_tenant_a_schedule_is_fired_by_nobody_but_its_tenant(core):
+    await make_schedule(core, key="k")
+    (mine,) = await core.seen("select schedule_id, next_time from router.schedules")
+    core.tenant = "ten_b"
+    fire = ("sch_1", mine["next_time"], None, "log_x", "tsk_1", "ses_1", "run_1", "{}", 9, 9)
+    assert (await core.call("fire_schedule_1", *fire))["outcome"] == "moved"
+    assert not (await core.call("put_off_schedule_1", "sch_1", mine["next_time"], mine["next_time"]))[0]
+    assert await core.call("look_at_schedule_1", "sch_1") is None
+    assert (await core.seen("select schedule_id, next_time from router.schedules")) == [mine]
+    assert await core.seen("select from router.runs") == []
+    # Another tenant's key is no key.
+    await make_schedule(core, key="k")
+    assert len(await core.seen("select from router.schedules")) == 2
+
+
 async def test_the_sweeper_sees_ids_and_numbers_of_all_tenants_and_nothing_else(core, database):
     await core.submit()
     pool = await postgres.connect(database.dsn("retinue_sweep"), max_size=1)
+    await make_schedule(core)
     assert len(await pool.fetch("select tenant_id, log_id, due_time, last_token, last_n from logs")) == 1
+    assert len(await pool.fetch("select tenant_id, schedule_id, next_time from schedules")) == 1
     for refused in (
         "select contact from logs",
         "select session_id from logs",
         "select run_id from runs",
         "update logs set due_time = null",
+        "select contact from schedules",
+        "select input from schedules",
+        "update schedules set next_time = null",
+        "select from deleted_schedules",
     ):
         with pytest.raises(Exception, match="permission denied"):
             await pool.execute(refused)

@@ -13,8 +13,11 @@ async def client(redis_url):
 
 
 @pytest.fixture
-def ring(client):
-    return Ring(client)
+async def ring(client):
+    """A ring that its worker knows; before that, nothing is handed over."""
+    ring = Ring(client)
+    assert await ring.pop() is None
+    return ring
 
 
 async def pops(ring, count, *, done=True):
@@ -105,3 +108,16 @@ async def test_a_tenant_at_its_limit_is_not_handed_a_slot(ring, client):
     assert await ring.pop() is None
     await ring.done(Ticket("a", "log_1"))
     assert (await ring.pop()).ticket == Ticket("a", "log_2")
+
+
+async def test_a_queue_that_redis_dropped_does_not_stop_the_ring(ring, client):
+    for tenant in ("a", "b"):
+        await ring.push(tenant, "log_1")
+        await ring.push(tenant, "log_2")
+    await client.delete("{r:chat}:q:a", "{r:chat}:in")
+    assert [(await ring.pop()).ticket for _ in range(3)] == [
+        Ticket("a", "log_1"),  # it was handed over
+        Ticket("b", "log_1"),
+        Ticket("b", "log_2"),
+    ]
+    assert await ring.pop() is None

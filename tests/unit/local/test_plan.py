@@ -28,7 +28,7 @@ def test_each_process_stands_after_what_it_needs(ground):
     for item in plan.make(ground):
         assert set(item.needs) <= set(seen), item.name
         seen.append(item.name)
-    assert {"postgres", "redis", "envoy", "gateway", "worker-1", "worker-2", *plan.SERVICES} == set(seen)
+    assert {"postgres", "redis", "envoy", "gateway", "worker-1", "worker-2", "courier", *plan.SERVICES} == set(seen)
 
 
 @pytest.mark.parametrize(("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]")])
@@ -72,3 +72,11 @@ def test_durability_is_on(ground):
     assert "fsync=on" in command
     assert "synchronous_commit=on" in command
     assert "listen_addresses= " in command
+
+
+def test_the_courier_has_no_right_but_on_the_outbox_and_shares_the_routers_keys(ground):
+    courier, router = (plan.service_environ(ground, name) for name in ("courier", "router"))
+    assert courier["RETINUE_POSTGRES_DSN"].startswith("postgresql://retinue_courier@/")
+    assert "RETINUE_SWEEP_DSN" not in courier
+    assert courier["RETINUE_SEALING_KEYS_FILE"] == router["RETINUE_SEALING_KEYS_FILE"] == "/s/sealing-keys"
+    assert "RETINUE_SEALING_KEYS_FILE" not in plan.service_environ(ground, "worker-1")

@@ -4,7 +4,7 @@ import pytest
 from retinue_kit import config
 from retinue_policy.config import Settings
 
-NEEDED = {"RETINUE_ADDRESS": "unix:/a", "RETINUE_DIRECTORY_ADDRESS": "unix:/b"}
+NEEDED = {"RETINUE_ADDRESS": "unix:/a", "RETINUE_DIRECTORY_ADDRESS": "unix:/b", "RETINUE_REDIS_URL": "unix:///c"}
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,20 @@ def named(decision):
             ["chat_prefers_openclaw", "client_asks", "tool_transaction_open"],
         ),
         (replace(CHAT, tool_transaction_open=True), "openclaw", ["chat_prefers_openclaw"]),
+        # A runtime that fails
+        (replace(CHAT, failing={"openclaw": 2.0}), "light", ["chat_prefers_openclaw", "openclaw_is_failing"]),
+        (replace(CHAT, failing={"light": 2.0}), "openclaw", ["chat_prefers_openclaw"]),
+        (replace(TASK, failing={"light": 2.0}), "openclaw", ["tasks_prefer_light", "light_is_failing"]),
+        (
+            replace(CHAT, session_runtime="light", failing={"light": 2.0}, **RECENT),
+            "openclaw",
+            ["chat_prefers_openclaw", "session_is_sticky", "light_is_failing"],
+        ),
+        (
+            replace(CHAT, requested_runtime="light", failing={"openclaw": 2.0}),
+            "light",
+            ["chat_prefers_openclaw", "client_asks"],
+        ),
     ],
 )
 def test_the_last_rule_that_fires_picks_the_runtime(snapshot, runtime, rules):
@@ -115,6 +129,40 @@ def test_a_refusal_names_its_rule_and_the_runtime(snapshot, reason, rule):
     assert caught.value.metadata["rule"] == rule
     assert caught.value.metadata["runtime"] == (snapshot.asked or snapshot.bound)
     assert "{" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "rule", "runtime", "wait_s"),
+    [
+        (
+            replace(CHAT, requested_runtime="light", failing={"light": 2.0}),
+            "requested_runtime_failing",
+            "light",
+            2.0,
+        ),
+        (
+            replace(CHAT, session_runtime="light", tool_transaction_open=True, failing={"light": 3.0}),
+            "tool_transaction_runtime_failing",
+            "light",
+            3.0,
+        ),
+        (replace(CHAT, failing={"light": 3.0, "openclaw": 2.0}), "every_runtime_failing", "openclaw,light", 2.0),
+        (replace(CHAT, runtimes_on=("light",), failing={"light": 0.5}), "every_runtime_failing", "light", 0.5),
+    ],
+)
+def test_with_no_runtime_that_works_the_refusal_says_when_to_ask_again(snapshot, rule, runtime, wait_s):
+    with pytest.raises(RetinueError) as caught:
+        decide(snapshot)
+    assert caught.value.reason is Reason.RUNTIME_UNAVAILABLE
+    assert caught.value.metadata == {"rule": rule, "runtime": runtime}
+    assert caught.value.retry_after_s == wait_s
+    assert "{" not in caught.value.message
+
+
+def test_what_is_off_or_unknown_is_not_worth_asking_for_again():
+    with pytest.raises(RetinueError) as caught:
+        decide(replace(CHAT, requested_runtime="hermes", failing={"light": 2.0}))
+    assert caught.value.retry_after_s is None
 
 
 def test_a_fallback_says_so():
@@ -168,6 +216,7 @@ SNAPSHOTS = st.builds(
     session_runtime_age_s=st.none() | st.floats(0, 2000),
     tool_transaction_open=st.booleans(),
     tenant=st.builds(Tenant, preferred_runtime=RUNTIME, concurrent_run_count=st.integers(0, 100)),
+    failing=st.dictionaries(st.sampled_from(BOTH), st.floats(0.01, 10.0)),
 )
 
 
@@ -201,6 +250,13 @@ def test_what_is_asked_for_is_given_or_refused(snapshot):
 
 
 @given(SNAPSHOTS)
-def test_leaving_the_choice_open_is_refused_only_if_a_tool_call_lost_its_runtime(snapshot):
+def test_leaving_the_choice_open_is_refused_only_if_a_tool_call_lost_its_runtime_or_all_fail(snapshot):
     snapshot = replace(snapshot, requested_runtime="auto")
-    assert (decided(snapshot) is None) == (bool(snapshot.bound) and not snapshot.is_on(snapshot.bound))
+    lost = bool(snapshot.bound) and (not snapshot.is_on(snapshot.bound) or snapshot.bound in snapshot.failing)
+    assert (decided(snapshot) is None) == (lost or not snapshot.usable)
+
+
+@given(SNAPSHOTS)
+def test_a_runtime_that_fails_is_never_picked(snapshot):
+    decision = decided(snapshot)
+    assert decision is None or decision.runtime not in snapshot.failing

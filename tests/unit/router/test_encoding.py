@@ -4,10 +4,10 @@ import json
 import math
 
 import pytest
-from google.protobuf import json_format, struct_pb2
+from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from hypothesis import given
 from hypothesis import strategies as st
-from retinue.router.v1 import run_pb2
+from retinue.router.v1 import router_service_pb2, run_pb2
 from retinue_kit.errors import RetinueError
 from retinue_router import encoding
 
@@ -47,6 +47,23 @@ def test_a_number_that_json_has_not_is_refused(number):
     with pytest.raises(RetinueError) as refused:
         encoding.plain(wrong, "input")
     assert refused.value.metadata["field"] == "input"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos"), [(-62135596801, 0), (253402300800, 0), (2**62, 0), (0, -1), (0, 1_000_000_000)]
+)
+def test_an_instant_that_no_calendar_holds_is_refused(seconds, nanos):
+    wrong = timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos)
+    with pytest.raises(RetinueError) as refused:
+        encoding.to_submission(router_service_pb2.SubmitRunRequest(kind="extract", run_at=wrong))
+    assert refused.value.metadata["field"] == "run_at"
+
+
+@pytest.mark.parametrize("seconds", [-62135596800, 0, 253402300799])
+def test_an_instant_of_any_other_year_is_read_and_written_as_it_is(seconds):
+    instant = timestamp_pb2.Timestamp(seconds=seconds, nanos=5000)
+    read = encoding.to_submission(router_service_pb2.SubmitRunRequest(kind="extract", run_at=instant)).run_at
+    assert encoding.run({**ROW, "run_at": read}).run_at == instant
 
 
 def test_a_run_s_trace_is_read_from_its_parent_span():

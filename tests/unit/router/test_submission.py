@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from retinue_kit.errors import RetinueError
 from retinue_router.domain.submission import Submission
 
+NOW = datetime(2026, 2, 28, 12, tzinfo=UTC)
 PLAIN = Submission(tenant_id="ten_a", contact="anna", text="hello", metadata={}, input={}, parameters={})
 JSON = st.recursive(
     st.none()
@@ -32,7 +34,7 @@ def changed(**fields):
     [
         {"contact": "berta"}, {"text": "hello "}, {"kind": "extract"}, {"runtime": "light"}, {"on_busy": "reject"},
         {"metadata": {"a": 1}}, {"reasoning": True}, {"context": [{"role": "user", "text": "x"}]}, {"input": {"a": 1}},
-        {"parameters": {"a": 1}},
+        {"parameters": {"a": 1}}, {"run_at": NOW},
     ],
 )  # fmt: skip
 def test_whatever_is_asked_differently_has_another_digest(fields):
@@ -71,16 +73,23 @@ def test_the_digest_is_the_same_in_every_release():
         ({"idempotency_key": "a b"}, "idempotency_key"),
         ({"idempotency_key": "ä"}, "idempotency_key"),
         ({"idempotency_key": "a\n"}, "idempotency_key"),
+        ({"run_at": NOW}, "run_at"),
+        ({"kind": "extract", "run_at": NOW + timedelta(days=366, microseconds=1)}, "run_at"),
     ],
 )
 def test_what_cannot_be_executed_is_refused(fields, field):
     with pytest.raises(RetinueError) as refused:
-        changed(**fields).check()
+        changed(**fields).check(NOW)
     assert refused.value.metadata["field"] == field
 
 
 def test_a_task_needs_no_text():
-    changed(kind="extract", text="", idempotency_key="!~").check()
+    changed(kind="extract", text="", idempotency_key="!~").check(NOW)
+
+
+@pytest.mark.parametrize("run_at", [datetime.min.replace(tzinfo=UTC), NOW, NOW + timedelta(days=366)])
+def test_a_task_may_have_a_time_within_a_year_or_long_ago(run_at):
+    changed(kind="extract", run_at=run_at).check(NOW)
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,22 @@ class ByGrpc:
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self._channel: Any = None
+        self._asked = 0
+
+    def place(self) -> int:
+        """Tell apart who listens: the socket's inode, which is another with each process; 0 if nobody ever did."""
+        try:
+            return self._socket.stat().st_ino
+        except OSError:
+            return 0
 
     async def __call__(self) -> bool:
-        if not self._socket.exists():  # cheaper than a channel that tries to connect
+        place = self.place()
+        if not place:  # cheaper than a channel that tries to connect
             return False
+        if place != self._asked:  # a channel stays with whom it has reached
+            await self.close()
+            self._asked = place
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(f"unix:{self._socket}", options=_OPTIONS)
         stub: Any = health_pb2_grpc.HealthStub(self._channel)

@@ -3,14 +3,16 @@
 import ipaddress
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from retinue_kit import config
 from retinue_kit.config import SettingError
 
-from retinue_local import model_choice
+from retinue_local import model_choice, settings
 from retinue_local.model_choice import ModelChoice
+from retinue_local.settings import Overrides
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
@@ -45,6 +47,8 @@ class Options(NamedTuple):
     """Whether to stop when the `uv run` or `make` that started the supervisor is gone."""
     environ: Mapping[str, str]
     """The caller's environment, from which services get what is theirs."""
+    overrides: Overrides
+    """What single services are told in place of it."""
 
 
 def default_state_dir(environ: Mapping[str, str]) -> Path:
@@ -66,10 +70,12 @@ def build(
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
     follow_parent: bool = True,
+    overrides: Sequence[str] = (),
 ) -> Options:
     """Gather and check the settings. Raises SettingError, one line that names the first one that is wrong."""
     environ = dict(os.environ if environ is None else environ)
     cert, key = _tls(environ, tls_cert, tls_key)
+    config.log_level(environ)
     return Options(
         state_dir=(state_dir or default_state_dir(environ)).expanduser().absolute(),
         host=_host(host or environ.get("RETINUE_HOST") or DEFAULT_HOST, tls=cert is not None),
@@ -85,6 +91,7 @@ def build(
         postgres_user=environ.get("RETINUE_POSTGRES_USER") or "nobody",
         follow_parent=follow_parent,
         environ=environ,
+        overrides=settings.parse(overrides),
     )
 
 

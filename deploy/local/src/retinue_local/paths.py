@@ -44,9 +44,19 @@ class Paths(NamedTuple):
         return self.state / "traces"
 
     @property
+    def sealing_keys(self) -> Path:
+        """The keys that secrets in the database are sealed with."""
+        return self.state / "sealing-keys"
+
+    @property
     def status(self) -> Path:
         """What runs and how it is."""
         return self.state / "status.json"
+
+    @property
+    def control(self) -> Path:
+        """Where the supervisor of this folder takes orders; see control."""
+        return self.socket("control")
 
     @property
     def lock(self) -> Path:

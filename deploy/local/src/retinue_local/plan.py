@@ -3,12 +3,13 @@
 import ipaddress
 import signal
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from retinue_local import envoy, health, postgres, redis
+from retinue_local import envoy, health, postgres, redis, sealing_keys, settings
 from retinue_local.health import Check
 from retinue_local.model_choice import ModelChoice
 from retinue_local.options import Options
@@ -24,6 +25,16 @@ _SECRET = "RETINUE_MODEL_API_KEY"
 
 EDGE_STAGE, WORK_STAGE, SERVICE_STAGE, STORE_STAGE = range(4)
 """The order of the end: who lets work in, who does it, who is asked, who keeps it."""
+
+
+STOP_GRACE_S = 15.0
+"""A service gives calls under way ten seconds; the rest is for closing what it holds."""
+
+WORKER_GRACE_MARGIN_S = 5.0
+"""A worker lets runs end for as long as it is set to, gives back the others, and writes what is left of files."""
+
+_WORKER_DRAIN = "RETINUE_DRAIN_S"
+_WORKER_DRAIN_DEFAULT_S = "25"
 
 
 async def _nothing() -> None:
@@ -46,6 +57,10 @@ class Plan:
     stage: int = SERVICE_STAGE
     account: Account | None = None
     stop_signal: signal.Signals = signal.SIGTERM
+    grace_s: float = STOP_GRACE_S
+    """How long it may take to leave when it alone is told to; then it is killed."""
+    place: Callable[[], int] | None = None
+    """Tells apart who listens where it is called. Where it is set, a new one may take the place of one that serves."""
     death_signal: signal.Signals = signal.SIGKILL
     """What it gets if the supervisor is gone."""
     prepare: Callable[[], Awaitable[None]] = _nothing
@@ -73,7 +88,7 @@ class Ground(NamedTuple):
 
 
 def make(ground: Ground) -> list[Plan]:
-    """List the processes."""
+    """List the processes. Raises SettingError where a service would refuse its settings."""
     plans = [_postgres(ground), _redis(ground)]
     if ground.model.is_offline:
         plans.append(_model(ground))
@@ -84,7 +99,11 @@ def make(ground: Ground) -> list[Plan]:
     plans.append(_service(ground, "gateway", "retinue_gateway", _STORES, WORK_STAGE))
     for number in range(1, ground.options.workers + 1):
         plans.append(_service(ground, f"worker-{number}", "retinue_router.worker", ("router",), WORK_STAGE))
+    # The router owns the tables, and makes the keys that the courier reads.
+    plans.append(_service(ground, "courier", "retinue_router.courier", ("router",), WORK_STAGE))
     plans.append(_envoy(ground))
+    services = ((kind_of(item.name), item.module, item.environ) for item in plans if "RETINUE_NAME" in item.environ)
+    settings.check(ground.options.overrides, services)
     return plans
 
 
@@ -103,10 +122,15 @@ def basic_environ(environ: Mapping[str, str]) -> dict[str, str]:
     return {"LANG": "C.UTF-8", **{name: environ[name] for name in _INHERITED if name in environ}}
 
 
+def kind_of(name: str) -> str:
+    """Tell which service a process is one of: workers are numbered."""
+    return name.rstrip("0123456789").removesuffix("-")
+
+
 def service_environ(ground: Ground, name: str) -> dict[str, str]:
     """Tell a service where its neighbours are, and pass on what the operator has set."""
     caller, folders = ground.options.environ, ground.paths
-    kind = name.partition("-")[0] if name.startswith("worker-") else name
+    kind = kind_of(name)
     environ = basic_environ(caller)
     environ |= {k: v for k, v in caller.items() if k.startswith(("RETINUE_", "OTEL_")) and k != _SECRET}
     for neighbour in SERVICES:
@@ -133,24 +157,44 @@ def service_environ(ground: Ground, name: str) -> dict[str, str]:
         environ["RETINUE_MIGRATE_DSN"] = ground.home.dsn(postgres.SUPERUSER)
     if kind == "directory":
         environ["RETINUE_POSTGRES_DSN"] = ground.home.dsn("retinue_directory")
+    if kind in ("router", "courier"):
+        environ.setdefault("RETINUE_SEALING_KEYS_FILE", str(folders.sealing_keys))
+    if kind == "courier":
+        environ["RETINUE_POSTGRES_DSN"] = ground.home.dsn("retinue_courier")
     if kind in ("router", "worker"):
         environ["RETINUE_POSTGRES_DSN"] = ground.home.dsn("retinue_router")
         environ["RETINUE_SWEEP_DSN"] = ground.home.dsn("retinue_sweep")
     if kind == "gateway":
         environ["RETINUE_ASGI_SOCKET"] = str(folders.socket("gateway-asgi"))
-    return environ
+    return environ | settings.environ_of(ground.options.overrides, kind)
 
 
 def _service(ground: Ground, name: str, module: str, needs: tuple[str, ...], stage: int = SERVICE_STAGE) -> Plan:
+    check, environ = health.ByGrpc(ground.paths.socket(name)), service_environ(ground, name)
     return Plan(
         name=name,
         address=ground.paths.address(name),
-        check=health.ByGrpc(ground.paths.socket(name)),
+        check=check,
         module=module,
-        environ=service_environ(ground, name),
+        environ=environ,
         needs=needs,
         stage=stage,
+        grace_s=_worker_grace_s(environ) if kind_of(name) == "worker" else STOP_GRACE_S,
+        place=check.place,
+        prepare=_prepare_keys(ground, environ) if name == "router" else _nothing,
     )
+
+
+def _prepare_keys(ground: Ground, environ: Mapping[str, str]) -> Callable[[], Awaitable[None]]:
+    own = ground.paths.sealing_keys
+    # A file that the operator names is the operator's to make.
+    return partial(sealing_keys.prepare, own) if environ["RETINUE_SEALING_KEYS_FILE"] == str(own) else _nothing
+
+
+def _worker_grace_s(environ: Mapping[str, str]) -> float:
+    with suppress(ValueError):  # the worker itself says what is wrong with it
+        return float(environ.get(_WORKER_DRAIN) or _WORKER_DRAIN_DEFAULT_S) + WORKER_GRACE_MARGIN_S
+    return STOP_GRACE_S
 
 
 def _model(ground: Ground) -> Plan:

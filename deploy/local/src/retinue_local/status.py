@@ -23,6 +23,10 @@ class MeshStatus(msgspec.Struct, frozen=True):
     address: str
     """Where clients come in."""
     processes: list[ProcessStatus]
+    model: str = ""
+    """Which model answers, in plain words."""
+    model_url: str = ""
+    """Its endpoint; empty where it is bundled, or written in a file."""
 
 
 def write(path: Path, status: MeshStatus) -> None:

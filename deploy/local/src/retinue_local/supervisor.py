@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 from retinue_kit.config import SettingError
 
 from retinue_local import model_choice, paths, plan, postgres, processes, status
+from retinue_local.control import Control
 from retinue_local.launching import SHARED_MODULES, Launcher
 from retinue_local.options import Options
 from retinue_local.paths import Paths
 from retinue_local.plan import EDGE_STAGE, SERVICE_STAGE, STORE_STAGE, WORK_STAGE, Ground, Plan
-from retinue_local.processes import Process
+from retinue_local.processes import Process, StartError
 
 START_TIMEOUT_S = 120.0
 """A first start on a slow machine makes the database and reads everything from disk."""
@@ -42,10 +43,6 @@ signal both the process and its group."""
 
 _PARENTS = ("uv", "make", "gmake")
 log = logging.getLogger("retinue_local")
-
-
-class StartError(Exception):
-    """The mesh did not come up; the text is one line that says what did not and where its log is."""
 
 
 class Progress(NamedTuple):
@@ -133,12 +130,16 @@ class Mesh:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(process.run()) for process in self._processes.values()]
             tasks.append(group.create_task(self._tick()))
+            control = Control(self._ground.paths.control, self._processes)
             try:
+                await control.start()
                 if await self._until_ready():
                     await self._until_stopped(on_ready, began)
             except Exception as error:
                 failure = error
             finally:
+                self._stop.set()  # from here on, whatever ends is meant to
+                await control.stop()
                 await self._shut_down()
                 for task in tasks:
                     task.cancel()
@@ -155,7 +156,7 @@ class Mesh:
             await asyncio.wait(first, timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
             for failure in failures:
                 if failure.done():
-                    raise SettingError(failure.result())
+                    raise failure.result()
             if not ready.done() and not stopped.done():
                 late = next(process for process in self._processes.values() if not process.ready.is_set())
                 raise StartError(f"{late.plan.name} did not come up in {START_TIMEOUT_S:.0f} s; see {late.log_file}.")
@@ -218,7 +219,10 @@ class Mesh:
         known = self._processes.values()
         entries = [status.ProcessStatus(p.plan.name, p.pid, p.plan.address, p.health, p.restarts) for p in known]
         address = plan.edge_address(self._ground)
-        status.write(self._ground.paths.status, status.MeshStatus(os.getpid(), address, entries))
+        model = self._ground.model
+        url = "" if model.base_url == "file" else model.base_url
+        found = status.MeshStatus(os.getpid(), address, entries, model.note, url)
+        status.write(self._ground.paths.status, found)
         if self._told.get(process.plan.name) != process.health and not self._stop.is_set():
             self._told[process.plan.name] = process.health
             seconds = process.seconds if process.health == "serving" else 0.0

@@ -4,7 +4,20 @@ import sys
 
 import typer
 
-from retinue_cli.commands import chat, doctor, down, status, tenants, token, trace, up
+from retinue_cli.commands import (
+    chat,
+    doctor,
+    down,
+    restart,
+    runs,
+    schedules,
+    status,
+    tenants,
+    token,
+    trace,
+    up,
+    webhooks,
+)
 from retinue_cli.failures import EXIT_FAILED, CommandError
 
 EXIT_INTERRUPTED = 130
@@ -13,10 +26,13 @@ app = typer.Typer(
     name="retinue", help="A private agent for each of your users, one mesh to serve them all.", add_completion=False
 )
 for command in (
-    *(up.up, down.down, status.status, token.token, token.revoke, chat.chat, trace.trace),
+    *(up.up, down.down, restart.restart, status.status, token.token, token.revoke, chat.chat, trace.trace),
     *(tenants.tenants, tenants.tenant, doctor.doctor),
 ):
     app.command()(command)
+app.add_typer(runs.app, name="runs")
+app.add_typer(schedules.app, name="schedules")
+app.add_typer(webhooks.app, name="webhooks")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from retinue_kit.config import SettingError
-from retinue_local import paths
+from retinue_local import paths, settings
 from retinue_local.supervisor import Progress
 
 from retinue_cli.failures import EXIT_SETTINGS, CommandError
@@ -29,6 +29,8 @@ def detach(built: "Options") -> int:
     ours, theirs = os.pipe()
     command = [sys.executable, "-m", "retinue_cli", "up", "--state-dir", str(built.state_dir), "--no-hello"]
     command += ["--port", str(built.port), "--workers", str(built.workers), "--report-fd", str(theirs)]
+    for text in settings.texts_of(built.overrides):
+        command += ["--set", text]
     with open(ours, encoding="utf-8") as facts:
         try:
             child = subprocess.Popen(

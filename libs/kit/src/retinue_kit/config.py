@@ -1,5 +1,6 @@
 """Settings from the environment: RETINUE_<FIELD> for each field of a frozen msgspec.Struct."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,19 @@ import msgspec
 T = TypeVar("T", bound=msgspec.Struct)
 
 PREFIX = "RETINUE_"
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 class SettingError(Exception):
     """A setting is missing or wrong; the text is one line that names it."""
+
+
+def log_level(environ: Mapping[str, str]) -> int:
+    """Read RETINUE_LOG_LEVEL, from which on lines are written; "info" if it is not set. Raises SettingError."""
+    text = environ.get(f"{PREFIX}LOG_LEVEL") or "info"
+    if text.lower() not in LOG_LEVELS:
+        raise SettingError(f"{PREFIX}LOG_LEVEL={text!r} must be one of {', '.join(LOG_LEVELS)}.")
+    return logging.getLevelNamesMapping()[text.upper()]
 
 
 def _convert(kind: type, value: object) -> object:

@@ -47,8 +47,10 @@ class Exposition:
         """Listen."""
         if self._address.startswith("unix:"):
             path = Path(self._address.removeprefix("unix:"))
-            path.unlink(missing_ok=True)
-            self._server = await asyncio.start_unix_server(self._answer, path, limit=REQUEST_SIZE_MAX_BYTES)
+            new = path.with_suffix(".new")  # takes the place of one that a former process still serves on
+            new.unlink(missing_ok=True)
+            self._server = await asyncio.start_unix_server(self._answer, new, limit=REQUEST_SIZE_MAX_BYTES)
+            new.rename(path)
         else:
             host, _, port = self._address.rpartition(":")
             host = host.strip("[]")

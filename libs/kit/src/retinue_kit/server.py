@@ -34,8 +34,15 @@ PROBE_INTERVAL_S = 1.0
 
 PROBE_TIMEOUT_S = 2.0
 
+NEW_SUFFIX = ".new"
+"""Of a unix socket that is being set up."""
+
 CONCURRENT_CALLS_MAX = 4096
 """Calls at once; more are refused with RESOURCE_EXHAUSTED by gRPC itself. Counts open event streams at the edge."""
+
+CUT_MARGIN_S = 0.5
+"""How long before the end of the grace streams are cut: in time to say why, so that whoever reads them knows that
+nothing is wrong with what it asked for."""
 
 _UNTRACED = ("/grpc.health.", "/grpc.reflection.", "/opentelemetry.proto.collector.")
 """Calls without a tenant, which none of the steps concern: a collector that traced itself would never come to rest."""
@@ -76,9 +83,11 @@ def _bound_structs(request: Message) -> None:
                     nested.append(getattr(value, kind))
 
 
-def validate(request: Message) -> None:
+def validate(request: Message, size_max_bytes: int = MESSAGE_SIZE_MAX_BYTES) -> None:
     """Refuse a request that breaks the contract's own limits, naming the first field that does."""
     _bound_structs(request)
+    if request.ByteSize() > size_max_bytes:
+        raise RetinueError(Reason.BODY_TOO_LARGE, f"The request is larger than {size_max_bytes >> 20} MiB.")
     try:
         protovalidate.validate(request, fail_fast=True)
     except protovalidate.ValidationError as error:
@@ -110,6 +119,10 @@ def _check_tenant(request: Message, identity: tenancy.Identity) -> None:
 def text_metadata(context: Serving) -> dict[str, str]:
     """Read what came with a call, but for binary values."""
     return {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+
+
+def _draining() -> RetinueError:
+    return RetinueError(Reason.DRAINING, "This process is stopping; try again.", retry_after_s=RETRY_AFTER_S)
 
 
 def _begin(method: str, request: Message | None, context: Serving) -> trace.Span:
@@ -147,10 +160,19 @@ async def _refuse(error: Exception, span: trace.Span, context: Serving, method: 
 class Steps(grpc.aio.ServerInterceptor):
     """Trace, deadline, identity, validation, errors: around every call, in this order."""
 
-    def __init__(self, gate: Gate | None) -> None:
+    def __init__(self, gate: Gate | None, request_size_max_bytes: int) -> None:
         self._gate = gate
+        self._request_size_max_bytes = request_size_max_bytes
         self._wrapped: dict[str, Handler] = {}
+        self._streams: set[asyncio.Task[object]] = set()
+        self._cut = False
         self.draining = False
+
+    def cut(self) -> None:
+        """End the streams under way with DRAINING."""
+        self._cut = True
+        for task in list(self._streams):
+            task.cancel()
 
     async def intercept_service(self, continuation: Any, details: Any) -> Handler:
         method = details.method
@@ -185,15 +207,23 @@ class Steps(grpc.aio.ServerInterceptor):
 
         async def stream(request: Message | None, context: Serving) -> AsyncIterator[object]:
             span = _begin(method, request, context)
+            task = cast("asyncio.Task[object]", asyncio.current_task())
+            self._streams.add(task)
             try:
                 self._admit(method, request, context)
                 async for response in handler.unary_stream(request, context):
                     yield response
             except grpc.aio.AbortError:
                 raise
+            except asyncio.CancelledError:
+                if not self._cut or context.cancelled():
+                    raise
+                task.uncancel()
+                await _refuse(_draining(), span, context, method)
             except Exception as error:
                 await _refuse(error, span, context, method)
             finally:
+                self._streams.discard(task)
                 span.end()
 
         if handler.response_streaming:
@@ -202,20 +232,20 @@ class Steps(grpc.aio.ServerInterceptor):
 
     def _admit(self, method: str, request: Message | None, context: Serving) -> None:
         if self.draining:
-            raise RetinueError(Reason.DRAINING, "This process is stopping; try again.", retry_after_s=RETRY_AFTER_S)
+            raise _draining()
         if self._gate is not None:
             self._gate(method, text_metadata(context))
         if request is None:
             raise RetinueError.field("request", "must be a message of the contract, its strings UTF-8.")
         _check_tenant(request, tenancy.current())
-        validate(request)
+        validate(request, self._request_size_max_bytes)
 
 
 class Server:
     """A gRPC server on one address, `unix:/path` or `host:port`.
 
     Health: "" and each service's name serve while every probe passes; each probe's own name tells of it alone. `gate`
-    is asked before each call that the steps concern.
+    is asked before each call that the steps concern. A request above `request_size_max_bytes` is refused.
     """
 
     def __init__(
@@ -225,11 +255,12 @@ class Server:
         probes: dict[str, Probe] | None = None,
         *,
         gate: Gate | None = None,
+        request_size_max_bytes: int = MESSAGE_SIZE_MAX_BYTES,
     ) -> None:
         self.address = address
         self._probes = probes or {}
         self._names = [service.name for service in services]
-        self._steps = Steps(gate)
+        self._steps = Steps(gate, request_size_max_bytes)
         self._health = HealthServicer()
         self._prober: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
@@ -250,15 +281,22 @@ class Server:
         reflection.enable_server_reflection([*self._names, health_name, reflection.SERVICE_NAME], self._server)
 
     async def start(self) -> int:
-        """Listen and begin to tell of health; answers the port. OSError if the address is taken."""
-        if self.address.startswith("unix:"):
-            Path(self.address.removeprefix("unix:")).unlink(missing_ok=True)
+        """Listen and begin to tell of health; answers the port. OSError if the address is taken.
+
+        A unix socket is set up under another name and takes the place of one that a former process still serves on.
+        """
+        is_socket = self.address.startswith("unix:")
+        bound = self.address + NEW_SUFFIX if is_socket else self.address
+        if is_socket:
+            Path(bound.removeprefix("unix:")).unlink(missing_ok=True)
         try:
-            port = self._server.add_insecure_port(self.address)
+            port = self._server.add_insecure_port(bound)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {self.address}: {error}") from error
         await self._server.start()
         await self._probe()
+        if is_socket:
+            Path(bound.removeprefix("unix:")).rename(self.address.removeprefix("unix:"))
         self._prober = asyncio.create_task(self._probe_for_ever())
         return port
 
@@ -268,7 +306,11 @@ class Server:
         if self._prober:
             self._prober.cancel()
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace_s)
+        cutting = asyncio.get_running_loop().call_later(max(0.0, grace_s - CUT_MARGIN_S), self._steps.cut)
+        try:
+            await self._server.stop(grace_s)
+        finally:
+            cutting.cancel()
 
     async def _probe_for_ever(self) -> None:
         while True:

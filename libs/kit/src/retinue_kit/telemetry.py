@@ -17,11 +17,14 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import AttributeValue
 
-from retinue_kit import tenancy
+from retinue_kit import config, tenancy
 from retinue_kit.spans import LocalSpanExporter
 
 EXPORT_DELAY_MS = 500
 """How long spans are gathered before they are written: short enough to look at a trace right after the run."""
+
+OTLP_PROTOCOL = "grpc"
+"""The exporter for HTTP would bring an HTTP client of its own into each process."""
 
 QUEUE_SPANS_MAX = 4096
 """Spans that wait for their export; more are dropped, so that a slow collector costs traces, not memory."""
@@ -34,7 +37,7 @@ def set_up(service: str, environ: Mapping[str, str] | None = None) -> TracerProv
 
     Spans go to RETINUE_TRACE_DIR (one file a process) and to OTEL_EXPORTER_OTLP_ENDPOINT, each where set. Whether a
     trace is recorded was decided at the edge; what begins here without a parent is not. RETINUE_NAME tells processes of
-    one service apart.
+    one service apart. Raises SettingError for a RETINUE_LOG_LEVEL that is none, and for another protocol than ours.
     """
     global _tracer
     environ = os.environ if environ is None else environ
@@ -48,14 +51,22 @@ def set_up(service: str, environ: Mapping[str, str] | None = None) -> TracerProv
             BatchSpanProcessor(local, max_queue_size=QUEUE_SPANS_MAX, schedule_delay_millis=EXPORT_DELAY_MS)
         )
     if endpoint:
+        _check_protocol(environ)
         # Imported where it is used: it takes 7 MiB in each process.
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
         exporter = OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"))
         provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=QUEUE_SPANS_MAX))
     _tracer = provider.get_tracer("retinue")
-    _set_up_logs(instance, environ.get("RETINUE_LOG_LEVEL", "info"))
+    _set_up_logs(instance, config.log_level(environ))
     return provider
+
+
+def _check_protocol(environ: Mapping[str, str]) -> None:
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        value = environ.get(name) or OTLP_PROTOCOL
+        if value != OTLP_PROTOCOL:
+            raise config.SettingError(f"{name}={value!r} is not spoken here: spans leave by OTLP over {OTLP_PROTOCOL}.")
 
 
 def _add_context(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -68,8 +79,7 @@ def _add_context(_logger: object, _method: str, event: structlog.typing.EventDic
     return event
 
 
-def _set_up_logs(service: str, level: str) -> None:
-    number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+def _set_up_logs(service: str, number: int) -> None:
     logging.basicConfig(level=max(number, logging.WARNING), stream=sys.stderr, format="%(message)s")
     structlog.configure(
         processors=[

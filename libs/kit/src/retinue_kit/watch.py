@@ -7,10 +7,15 @@ entries before it, so that the bus, read later, holds those.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from heapq import merge
+
+import msgspec
 
 from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.streams import READ_COUNT_MAX, START, Bus, Cursor, Entry, Kind
@@ -31,9 +36,25 @@ READ_SIZE_BYTES = 1024 * 1024
 
 READ_COUNT_FIRST = 128
 
+HOLD_S = 2.0
+"""A fact of the log waits so long after its commit for the tentative entries before it: as long as one call of its
+holder to a bus that hangs. Then it is told without them; it holds the whole of what they said."""
+
+HOLD_LOOK_S = 0.25
+"""While a fact is held back, log and bus are looked at this often; what is published meanwhile is heard at once."""
+
 DurablePage = tuple[Sequence[Entry], bool]
 Durable = Callable[[Cursor], Awaitable[DurablePage]]
 """Reads durable entries after a cursor from the log itself: a page in order, and whether there is more."""
+
+
+class _Dated(msgspec.Struct):
+    """What is read of an event here."""
+
+    time: datetime | None = None
+
+
+_dated = msgspec.json.Decoder(_Dated)
 
 
 class Watch:
@@ -58,6 +79,7 @@ class Watch:
         """Whether the watch has begun; before, there is nothing that it may have missed."""
         self._count = READ_COUNT_FIRST
         self._poked = False
+        self._held_back = False
         self._failure: RetinueError | None = None
 
     async def next(self) -> list[Entry]:
@@ -71,6 +93,8 @@ class Watch:
                 raise self._failure
             entries: list[Entry] = []
             if self._catch_up:
+                if self._held_back:
+                    await self._wait_a_little()
                 entries = await self._read()
             elif self._queue:
                 entries = self._take()
@@ -82,6 +106,11 @@ class Watch:
                 await self._wake.wait()
             if entries:
                 return entries
+
+    async def _wait_a_little(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HOLD_LOOK_S):
+                await self._wake.wait()
 
     def poke(self) -> None:
         """Make `next` answer, with an empty list if there is nothing."""
@@ -148,13 +177,16 @@ class Watch:
 
     async def _read(self) -> list[Entry]:
         """Catch up by one page. Nothing has changed if this is cancelled or fails."""
+        self._wake.clear()
         asked, ask_log, sure = self._asked, self._ask_log, self._sure
         page, more = await self._durable(self.last) if ask_log else ((), False)
         if page:
             sure = max(sure, page[-1].cursor)
         heard: list[Entry] = []
+        reached: Cursor | None = None
         try:
             heard = await self._bus.read(self.key, self.last, self._count)
+            reached = heard[-1].cursor if heard else self.last
         except RetinueError:
             if not ask_log:  # the bus is away: the log alone tells what happened
                 self._ask_log = True
@@ -164,16 +196,23 @@ class Watch:
             mean = sum(len(entry.json) for entry in heard) // len(heard)
             self._count = max(1, min(READ_COUNT_MAX, READ_SIZE_BYTES // max(1, mean)))
         ends = [entries[-1].cursor for entries, cut in ((page, more), (heard, full)) if cut and entries]
-        merged = self._merge(page, heard, min(ends) if ends else None, sure)
+        merged = self._merge(page, heard, min(ends) if ends else None, sure, reached)
         self.last = merged.last
-        self._sure = max(sure, merged.gap) if merged.gap else sure
+        # Of what the log told, only the part that was handed out is sure: the next page may come from the bus alone.
+        self._sure = merged.gap or (merged.last if ends or merged.cut or merged.behind else sure)
         again = self._asked != asked
-        self._ask_log = bool(again or merged.gap or (more and page) or (merged.cut and ask_log))
+        self._held_back = merged.behind
+        self._ask_log = bool(again or merged.gap or merged.behind or (more and page) or (merged.cut and ask_log))
         self._catch_up = self._ask_log or full or merged.cut
         return merged.entries
 
-    def _merge(self, page: Sequence[Entry], heard: list[Entry], end: Cursor | None, sure: Cursor) -> "_Merged":
-        """Put entries of log and bus in order, up to an end, or to one before which something may be missing."""
+    def _merge(
+        self, page: Sequence[Entry], heard: list[Entry], end: Cursor | None, sure: Cursor, reached: Cursor | None
+    ) -> "_Merged":
+        """Put entries of log and bus in order, up to an end, or to one before which something may be missing.
+
+        The bus has told up to `reached`; None if it could not be read.
+        """
         merged = _Merged([], self.last)
         size_bytes = 0
         for entry in merge(page, heard, key=lambda entry: entry.cursor):
@@ -182,6 +221,9 @@ class Watch:
             if entry.cursor > merged.last:
                 if entry.cursor > sure and not self._follows(entry, merged.last):
                     merged.gap = entry.cursor
+                    break
+                if reached is not None and entry.cursor > reached and _lacks(entry, merged.last) and _is_fresh(entry):
+                    merged.behind = True
                     break
                 size_bytes += len(entry.json)
                 if merged.entries and size_bytes > BATCH_SIZE_MAX_BYTES:
@@ -203,3 +245,16 @@ class _Merged:
     """An entry before which something may be missing."""
     cut: bool = False
     """Whether there is more than is handed out at once."""
+    behind: bool = False
+    """Whether the bus has still to tell what comes before the next fact of the log."""
+
+
+def _lacks(entry: Entry, last: Cursor) -> bool:
+    """Whether something was numbered between: cursors of one token are dense."""
+    return entry.cursor.n > (last.n if entry.cursor.token == last.token else 0) + 1
+
+
+def _is_fresh(entry: Entry) -> bool:
+    told = _dated.decode(entry.json).time
+    # A database whose clock is ahead holds nothing up for long.
+    return told is not None and abs(time.time() - told.timestamp()) < HOLD_S

@@ -15,6 +15,9 @@ class Settings(msgspec.Struct, frozen=True):
     directory_address: str
     """The directory service."""
 
+    redis_url: str
+    """Where breakers are kept."""
+
     runtimes: str = "light"
     """Runtimes that are switched on, separated by commas, the one to fall back to first."""
 

@@ -3,11 +3,16 @@
 from typing import Any
 
 import grpc
+from retinue.policy.v1 import breaker_pb2, policy_service_pb2_grpc
 from retinue.policy.v1 import policy_service_pb2 as pb
-from retinue.policy.v1 import policy_service_pb2_grpc
+from retinue_kit.errors import Reason
 
-from retinue_policy.domain.rules import Decision
-from retinue_policy.operations import Policy, Run
+from retinue_policy.domain.breaker import Breaker, Result, State
+from retinue_policy.operations.breakers import Breakers, Key, Outcome
+from retinue_policy.operations.decisions import Decided, Policy, Run
+
+PAGE_SIZE = 100
+"""Breakers in a list that names no size: what fits on a few screens."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -15,12 +20,14 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
     """Implements retinue.policy.v1.PolicyService."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, breakers: Breakers) -> None:
         self._policy = policy
+        self._breakers = breakers
 
     async def Decide(self, request: pb.DecideRequest, context: Context) -> pb.DecideResponse:
         has_age = request.HasField("session_runtime_age")
         run = Run(
+            run_id=request.run_id,
             kind=request.kind,
             requested_runtime=request.requested_runtime,
             session_runtime=request.session_runtime,
@@ -29,9 +36,32 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
         )
         return pb.DecideResponse(decision=_message(await self._policy.decide(request.tenant_id, run)))
 
+    async def ReportOutcomes(self, request: pb.ReportOutcomesRequest, context: Context) -> pb.ReportOutcomesResponse:
+        await self._breakers.report([_outcome(outcome) for outcome in request.outcomes])
+        return pb.ReportOutcomesResponse()
 
-def _message(decision: Decision) -> pb.Decision:
-    limits = decision.limits
+    async def ListBreakers(self, request: pb.ListBreakersRequest, context: Context) -> pb.ListBreakersResponse:
+        found = await self._breakers.list()
+        listed = found[: request.page_size or PAGE_SIZE]
+        return pb.ListBreakersResponse(breakers=[_breaker(*each) for each in listed], total_count=len(found))
+
+
+def _outcome(outcome: breaker_pb2.Outcome) -> Outcome:
+    reason = Reason(outcome.reason) if outcome.reason in Reason.__members__ else None
+    return Outcome(outcome.tenant_id, outcome.runtime, outcome.run_id, Result(outcome.result), reason)
+
+
+def _breaker(key: Key, breaker: Breaker, state: State) -> breaker_pb2.Breaker:
+    message = breaker_pb2.Breaker(
+        runtime=key.runtime, tenant_id=key.tenant_id, state=state, open_count=breaker.open_count
+    )
+    message.open_time.FromMilliseconds(round(breaker.open_time * 1000))
+    message.probe_time.FromMilliseconds(round(breaker.probe_time * 1000))
+    return message
+
+
+def _message(decided: Decided) -> pb.Decision:
+    decision, limits = decided.decision, decided.decision.limits
     message = pb.Decision(
         runtime=decision.runtime,
         model=decision.model,
@@ -43,6 +73,8 @@ def _message(decision: Decision) -> pb.Decision:
             weight=limits.weight,
         ),
         rules=[pb.FiredRule(rule=fired.rule, effect=fired.effect, reason=fired.reason) for fired in decision.rules],
+        probes=decided.probes,
+        watched=decided.watched,
     )
     message.limits.run_time.FromMilliseconds(round(limits.run_time_s * 1000))
     return message

@@ -1,32 +1,63 @@
 """How the router's service is assembled; its worker is `python -m retinue_router.worker`."""
 
-from contextlib import AsyncExitStack
+import asyncio
+from contextlib import AsyncExitStack, suppress
 
-from retinue.router.v1 import contact_service_pb2, contact_service_pb2_grpc, router_service_pb2, router_service_pb2_grpc
+from retinue.router.v1 import (
+    contact_service_pb2,
+    contact_service_pb2_grpc,
+    dead_letter_service_pb2,
+    dead_letter_service_pb2_grpc,
+    router_service_pb2,
+    router_service_pb2_grpc,
+    schedule_service_pb2,
+    schedule_service_pb2_grpc,
+    webhook_service_pb2,
+    webhook_service_pb2_grpc,
+)
 from retinue_kit import postgres, process, streams
+from retinue_kit.clock import SystemClock
+from retinue_kit.sealing import Sealer
 from retinue_kit.server import Server, Service
 from retinue_kit.streams import Bus
 from retinue_kit.watching import Subscriber
 
 from retinue_router.config import Settings
+from retinue_router.dead_letter_service import DeadLetterServicer
+from retinue_router.domain.load import Bounds
 from retinue_router.doorbell import Doorbell
+from retinue_router.names import Names
 from retinue_router.operations.approvals import Approvals
 from retinue_router.operations.contacts import Contacts
+from retinue_router.operations.dead_letters import DeadLetters
 from retinue_router.operations.events import Logs, Tick
+from retinue_router.operations.load import Loads
+from retinue_router.operations.rooms import Rooms
 from retinue_router.operations.runs import Runs
-from retinue_router.ring import Ring
+from retinue_router.operations.schedules import Schedules
+from retinue_router.operations.webhooks import Webhooks
+from retinue_router.ring import Rings
+from retinue_router.schedule_service import ScheduleServicer
 from retinue_router.service import ContactServicer, RouterServicer
 from retinue_router.store.approvals import ApprovalStore
 from retinue_router.store.contacts import ContactStore
+from retinue_router.store.dead_letters import DeadLetterStore
 from retinue_router.store.events import EventStore
 from retinue_router.store.guard import require_read_committed
+from retinue_router.store.load import LoadStore
 from retinue_router.store.runs import RunStore
+from retinue_router.store.schedules import ScheduleStore
+from retinue_router.store.webhooks import WebhookStore
+from retinue_router.webhook_service import WebhookServicer
 
 SWEEP_POOL_SIZE = 2
-"""One connection for the gateways' ticks and one for our own."""
+"""One connection for the gateways' ticks, one for our own and for counting what waits."""
 
 ROUTER = router_service_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
 CONTACTS = contact_service_pb2.DESCRIPTOR.services_by_name["ContactService"].full_name
+DEAD_LETTERS = dead_letter_service_pb2.DESCRIPTOR.services_by_name["DeadLetterService"].full_name
+SCHEDULES = schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"].full_name
+WEBHOOKS = webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"].full_name
 
 
 async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
@@ -44,23 +75,45 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
     stack.push_async_callback(blocking.aclose)
 
     bus = Bus(client)
-    doorbell = Doorbell(Ring(client), client)
+    doorbell = Doorbell(Rings(client), client)
     run_store, event_store = RunStore(pool), EventStore(pool, sweep_pool)
     subscriber = await stack.enter_async_context(Subscriber(blocking, bus, Tick(event_store)))
+    bounds = Bounds(settings.tenant_waiting_count, settings.waiting_count, settings.tenant_later_count)
+    loads = Loads(LoadStore(sweep_pool), bounds)
+    stack.push_async_callback(_stop, asyncio.create_task(loads.count_for_ever()))
+    rooms = Rooms(run_store, loads, SystemClock())
+    runs = Runs(run_store, rooms, doorbell)
     router = RouterServicer(
-        Runs(run_store, doorbell),
+        runs,
         Logs(event_store, run_store, subscriber),
         Approvals(ApprovalStore(pool), doorbell),
+        loads,
     )
     contacts = ContactServicer(Contacts(ContactStore(pool), bus, settings.workspaces_dir))
+    dead_letters = DeadLetterServicer(DeadLetters(DeadLetterStore(pool, sweep_pool), runs, rooms, doorbell))
+    schedules = ScheduleServicer(Schedules(ScheduleStore(pool)))
+    names = Names()
+    stack.callback(names.close)
+    sealer = Sealer.load(settings.sealing_keys_file) if settings.sealing_keys_file else None
+    made = Webhooks(WebhookStore(pool), sealer, names, private=settings.webhook_private_targets)
+    webhooks = WebhookServicer(made)
     return Server(
         settings.address,
         [
             Service(router_service_pb2_grpc.add_RouterServiceServicer_to_server, router, ROUTER),
             Service(contact_service_pb2_grpc.add_ContactServiceServicer_to_server, contacts, CONTACTS),
+            Service(dead_letter_service_pb2_grpc.add_DeadLetterServiceServicer_to_server, dead_letters, DEAD_LETTERS),
+            Service(schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server, schedules, SCHEDULES),
+            Service(webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server, webhooks, WEBHOOKS),
         ],
-        {"postgres": lambda: postgres.ping(pool), "redis": client.ping},
+        {"postgres": postgres.Schema(pool, "retinue_router", "router").check, "redis": client.ping},
     )
+
+
+async def _stop(loop: asyncio.Task[None]) -> None:
+    loop.cancel()
+    with suppress(asyncio.CancelledError):
+        await loop
 
 
 if __name__ == "__main__":

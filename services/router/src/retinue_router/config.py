@@ -22,3 +22,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Database, as a superuser; where it is set, the schema is brought up to date at the start."""
     pool_size: int = 8
     """Connections to the database; accepting a run holds one for half a millisecond."""
+    tenant_waiting_count: int = 5000
+    """Runs of one tenant that may wait; more are refused with QUOTA_EXCEEDED. A minute's work."""
+    tenant_later_count: int = 10_000
+    """Runs of one tenant that may wait for their time on top of those; more are refused with QUOTA_EXCEEDED."""
+    waiting_count: int = 50_000
+    """Runs that may wait in all; more are refused with QUEUE_FULL. It takes ten tenants that flood at once."""
+    sealing_keys_file: Path | None = None
+    """Keys that webhooks' secrets are sealed with; without it no webhook can be made that has one."""
+    webhook_private_targets: bool = False
+    """Whether webhooks may lead to any address, also without TLS: for receivers on one's own network alone."""

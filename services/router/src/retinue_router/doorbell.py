@@ -10,7 +10,7 @@ import structlog
 from redis.exceptions import RedisError
 from retinue_kit.errors import RetinueError
 
-from retinue_router.ring import Ring
+from retinue_router.ring import Rings
 
 TIMEOUT_S = 0.5
 """A ring takes a tenth of a millisecond; about as long as this, and the sweeper has rung."""
@@ -19,17 +19,17 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class Doorbell:
-    """The ring, and the channels on which holders hear that they should look at a run."""
+    """The rings, and the channels on which holders hear that they should look at a run."""
 
-    def __init__(self, ring: Ring, client: "redis.asyncio.Redis") -> None:
-        self._ring = ring
+    def __init__(self, rings: Rings, client: "redis.asyncio.Redis") -> None:
+        self._rings = rings
         self._redis = client
 
     async def ring(self, tenant_id: str, log_id: str) -> None:
         """Have somebody look at a log."""
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                await self._ring.push(tenant_id, log_id)
+                await self._rings.push(tenant_id, log_id)
         except (RetinueError, TimeoutError) as error:
             log.warning("not rung", log_id=log_id, detail=str(error)[:200])
 

@@ -1,15 +1,26 @@
 """Messages of the contract from rows, and rules' own values from messages."""
 
 import math
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from google.rpc import error_details_pb2, status_pb2
-from retinue.router.v1 import approval_pb2, contact_pb2, router_service_pb2, run_pb2
+from retinue.router.v1 import (
+    approval_pb2,
+    contact_pb2,
+    dead_letter_service_pb2,
+    load_pb2,
+    router_service_pb2,
+    run_pb2,
+    schedule_service_pb2,
+    webhook_service_pb2,
+)
 from retinue_kit.errors import RetinueError
 from retinue_kit.streams import Cursor, Entry
 
+from retinue_router.domain.load import Bounds, Load
+from retinue_router.domain.schedules import ACTIVE, PAUSED, Schedule
 from retinue_router.domain.submission import BUSY_DEFAULT, RUNTIME_ANY, Submission
 from retinue_router.store.guard import Row
 
@@ -55,8 +66,29 @@ def to_submission(request: router_service_pb2.SubmitRunRequest) -> Submission:
         input=plain(request.input, "input"),
         parameters=plain(request.parameters, "parameters"),
         idempotency_key=request.idempotency_key,
-        run_at=request.run_at.ToDatetime(UTC) if request.HasField("run_at") else None,
+        run_at=_time(request.run_at, "run_at") if request.HasField("run_at") else None,
     )
+
+
+def to_schedule(request: schedule_service_pb2.CreateScheduleRequest) -> Schedule:
+    """Read what is asked of a schedule."""
+    return Schedule(
+        tenant_id=request.tenant_id,
+        contact=request.contact,
+        kind=request.kind,
+        input=plain(request.input, "input"),
+        cron=request.cron,
+        time_zone=request.time_zone,
+        principal=request.principal,
+        idempotency_key=request.idempotency_key,
+    )
+
+
+def _time(instant: timestamp_pb2.Timestamp, field: str) -> datetime:
+    try:
+        return instant.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        raise RetinueError.field(field, "must be an instant of the years 1 to 9999, with 0 to 999999999 ns") from None
 
 
 def _instant(time: datetime | None) -> timestamp_pb2.Timestamp | None:
@@ -166,4 +198,75 @@ def approval(row: Row) -> approval_pb2.Approval:
         summary=row["summary"],
         state=row["state"],
         expire_time=_instant(row["expire_time"]),
+    )
+
+
+def schedule(row: Row) -> schedule_service_pb2.Schedule:
+    """Write a schedule."""
+    return schedule_service_pb2.Schedule(
+        schedule_id=row["schedule_id"],
+        contact=row["contact"],
+        kind=row["kind"],
+        input=_struct(row["input"]),
+        cron=row["cron"],
+        time_zone=row["time_zone"],
+        state=ACTIVE if row["next_time"] else PAUSED,
+        next_time=_instant(row["next_time"]),
+        last_run_id=row["last_run_id"] or "",
+        create_time=_instant(row["create_time"]),
+    )
+
+
+def dead_letter(row: Row) -> dead_letter_service_pb2.DeadLetter:
+    """Write a dead letter; without what was asked where the row has none."""
+    return dead_letter_service_pb2.DeadLetter(
+        run=run(row),
+        state=row["dead"],
+        text=row.get("asked") or "",
+        retry_run_id=row["retried_as"] or "",
+        dead_time=_instant(row["dead_time"]),
+    )
+
+
+def load(found: Load, bounds: Bounds) -> load_pb2.GetLoadResponse:
+    """Write how much waits, and how much may."""
+    message = load_pb2.GetLoadResponse(
+        dead_letter_count=found.dead,
+        waiting_count_max=bounds.waiting,
+        tenant_waiting_count_max=bounds.tenant_waiting,
+    )
+    for name, queue in found.queues.items():
+        one = message.queues.add(queue_class=name, waiting_count=queue.waiting, later_count=queue.later)
+        one.oldest_wait.FromTimedelta(timedelta(seconds=queue.oldest_s))
+    if found.count_time is not None:
+        message.count_time.FromDatetime(found.count_time)
+    return message
+
+
+def webhook(row: Row) -> webhook_service_pb2.Webhook:
+    """Write a webhook, without its secret."""
+    return webhook_service_pb2.Webhook(
+        webhook_id=row["webhook_id"],
+        url=row["url"],
+        kind=row["kind"],
+        event_types=row["event_types"],
+        state=row["state"],
+        create_time=_instant(row["create_time"]),
+    )
+
+
+def delivery(row: Row) -> webhook_service_pb2.Delivery:
+    """Write a delivery, without what it tells."""
+    state = row["state"]
+    return webhook_service_pb2.Delivery(
+        delivery_id=row["delivery_id"],
+        webhook_id=row["webhook_id"],
+        event_type=row["event_type"],
+        run_id=row["run_id"],
+        state=state,
+        attempt_count=row["attempt"],
+        last_result=row["last_result"],
+        create_time=_instant(row["event_time"]),
+        due_time=_instant(row["due_time"]) if state == "pending" else None,
+        deliver_time=_instant(row["end_time"]) if state == "delivered" else None,
     )

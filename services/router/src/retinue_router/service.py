@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from retinue.router.v1 import approval_pb2, router_service_pb2, router_service_pb2_grpc
+from retinue.router.v1 import approval_pb2, load_pb2, router_service_pb2, router_service_pb2_grpc
 from retinue.router.v1 import contact_service_pb2 as contact_service
 from retinue.router.v1 import contact_service_pb2_grpc as contact_service_grpc
 from retinue_kit.server import Serving
@@ -12,18 +12,20 @@ from retinue_router import encoding
 from retinue_router.operations.approvals import Approvals
 from retinue_router.operations.contacts import Contacts
 from retinue_router.operations.events import Logs
+from retinue_router.operations.load import Loads
 from retinue_router.operations.runs import Runs
 
 wire = router_service_pb2
 
 
 class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
-    """Runs, events and approvals."""
+    """Runs, events and approvals, and how much waits."""
 
-    def __init__(self, runs: Runs, logs: Logs, approvals: Approvals) -> None:
+    def __init__(self, runs: Runs, logs: Logs, approvals: Approvals, loads: Loads) -> None:
         self._runs = runs
         self._logs = logs
         self._approvals = approvals
+        self._loads = loads
 
     async def SubmitRun(self, request: wire.SubmitRunRequest, context: Serving) -> wire.SubmitRunResponse:
         row, replayed = await self._runs.submit(encoding.to_submission(request))
@@ -83,6 +85,9 @@ class RouterServicer(router_service_pb2_grpc.RouterServiceServicer):
     ) -> approval_pb2.DecideApprovalResponse:
         row = await self._approvals.decide(request.tenant_id, request.approval_id, request.decision, request.principal)
         return approval_pb2.DecideApprovalResponse(approval=encoding.approval(row))
+
+    async def GetLoad(self, request: load_pb2.GetLoadRequest, context: Serving) -> load_pb2.GetLoadResponse:
+        return encoding.load(self._loads.last, self._loads.bounds)
 
 
 class ContactServicer(contact_service_grpc.ContactServiceServicer):

@@ -5,7 +5,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -21,6 +21,9 @@ LOCK_PAUSE_S = 0.005
 LOCK_ATTEMPTS_MAX = 800
 """Four seconds: a lock is held for milliseconds, and the caller waits for five seconds."""
 
+REMOVE_TRIES_MAX = 5
+"""A worker that was amid a projection makes a file or two while the folder is removed, and then no more."""
+
 
 def contact_dir(root: Path, tenant_id: str, contact: str) -> Path:
     """The folder of a contact. Raises ValueError for a name that could lead elsewhere; the edge lets none through."""
@@ -33,7 +36,7 @@ def contact_dir(root: Path, tenant_id: str, contact: str) -> Path:
 
 @asynccontextmanager
 async def locked(root: Path, tenant_id: str) -> AsyncIterator[None]:
-    """Hold a tenant's workspace alone: who writes what the database says must not race with who removes it.
+    """Hold a tenant's profiles alone: who writes what the database says must not race with who removes it.
 
     Raises RetinueError(DEPENDENCY_UNAVAILABLE) if another keeps it for too long.
     """
@@ -59,38 +62,62 @@ def _open_lock(root: Path, tenant_id: str) -> int:
 
 
 @contextmanager
-def open_beneath(folder: Path, name: str) -> Iterator[int]:
-    """Open a file of a contact for reading and appending; both are made if missing, and never followed as links."""
+def opened(folder: Path) -> Iterator[int]:
+    """Open a contact's folder, made if missing. What is opened in it goes with it if the contact is removed."""
     folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
     directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        file = os.open(name, flags, FILE_MODE, dir_fd=directory)
-        try:
-            yield file
-        finally:
-            os.close(file)
+        yield directory
     finally:
         os.close(directory)
+
+
+@contextmanager
+def open_in(directory: int, name: str) -> Iterator[int]:
+    """Open a file of a contact for reading and writing, made if missing and never followed as a link."""
+    file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE, dir_fd=directory)
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 def write_profile(root: Path, tenant_id: str, contact: str, profile: object) -> None:
     """Write profile.json whole: readers see the former one or this one. The caller holds the tenant's lock."""
-    folder = contact_dir(root, tenant_id, contact)
-    folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with opened(contact_dir(root, tenant_id, contact)) as directory:
         fresh = PROFILE_FILE + ".new"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(fresh, flags, FILE_MODE, dir_fd=directory), "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(profile)) + b"\n")
+        _write(directory, fresh, profile)
         os.replace(fresh, PROFILE_FILE, src_dir_fd=directory, dst_dir_fd=directory)
-    finally:
-        os.close(directory)
+
+
+def add_profile(directory: int, profile: object) -> None:
+    """Write profile.json whole where there is none; without the lock, since it never replaces one."""
+    if PROFILE_FILE in os.listdir(directory):
+        return
+    fresh = f"{PROFILE_FILE}.{os.getpid()}"
+    _write(directory, fresh, profile)
+    with suppress(FileExistsError):
+        os.link(fresh, PROFILE_FILE, src_dir_fd=directory, dst_dir_fd=directory)
+    os.unlink(fresh, dir_fd=directory)
+
+
+def _write(directory: int, name: str, profile: object) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(name, flags, FILE_MODE, dir_fd=directory), "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(profile)) + b"\n")
 
 
 def remove_contact(root: Path, tenant_id: str, contact: str) -> None:
-    """Remove a contact's folder with all that is in it; nothing happens if there is none. The caller holds the lock."""
+    """Remove a contact's folder with all that is in it; nothing happens if there is none. The caller holds the lock.
+
+    Raises OSError if a worker, which needs no lock, writes into it without a pause.
+    """
     folder = contact_dir(root, tenant_id, contact)
-    if folder.exists():
-        shutil.rmtree(folder)
+    for remaining in reversed(range(REMOVE_TRIES_MAX)):
+        try:
+            if folder.exists():
+                shutil.rmtree(folder)
+            return
+        except OSError:
+            if not remaining:
+                raise

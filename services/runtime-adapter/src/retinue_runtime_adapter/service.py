@@ -29,7 +29,7 @@ from retinue_kit.server import Service
 
 from retinue_runtime_adapter.adapter import Registry
 from retinue_runtime_adapter.crash_points import EVENT_POINTS, Point
-from retinue_runtime_adapter.domain.fencing import Fences
+from retinue_runtime_adapter.running import Running
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -39,26 +39,26 @@ class RuntimeAdapterServicer(RuntimeAdapterServiceServicer):
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._fences = Fences()
+        self._running = Running()
 
     async def Invoke(self, request: InvokeRequest, context: Context) -> AsyncIterator[InvokeResponse]:
         adapter = self._registry.get(request.runtime)
-        self._fences.admit(request.tenant_id, request.session_id, request.fencing_token)
-        reach(Point.ADMITTED)
-        # Closed here and not by the collector: a caller that leaves must not pay for another token.
-        async with aclosing(adapter.invoke(request)) as batches:
-            async for events in batches:
-                for event in events:
-                    reach(EVENT_POINTS.get(event.WhichOneof("event")))
-                yield InvokeResponse(events=events)
-                reach(Point.TOLD)
+        with self._running.attempt(request.tenant_id, request.session_id, request.fencing_token) as guard:
+            reach(Point.ADMITTED)
+            # Closed here and not by the collector: a caller that leaves must not pay for another token.
+            async with aclosing(adapter.invoke(request)) as batches:
+                async for events in guard.follow(batches):
+                    for event in events:
+                        reach(EVENT_POINTS.get(event.WhichOneof("event")))
+                    yield InvokeResponse(events=events)
+                    reach(Point.TOLD)
 
     async def Reattach(self, request: ReattachRequest, context: Context) -> AsyncIterator[ReattachResponse]:
         adapter = self._registry.get(request.runtime)
-        self._fences.admit(request.tenant_id, request.session_id, request.fencing_token)
-        async with aclosing(adapter.reattach(request)) as batches:
-            async for events in batches:
-                yield ReattachResponse(events=events)
+        with self._running.attempt(request.tenant_id, request.session_id, request.fencing_token) as guard:
+            async with aclosing(adapter.reattach(request)) as batches:
+                async for events in guard.follow(batches):
+                    yield ReattachResponse(events=events)
 
     async def AbortRun(self, request: AbortRunRequest, context: Context) -> AbortRunResponse:
         adapters = [self._registry.get(request.runtime)] if request.runtime else self._registry.all()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retinue_cli.failures import CommandError
+from retinue_cli.failures import EXIT_SETTINGS, CommandError
 from retinue_cli.state import DEFAULT_STATE_DIR, State, StateDir
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ SHOWN_MESSAGES = 20
 """Earlier messages that are shown at the beginning: a screenful."""
 
 HISTORY_LINES_MAX = 1000
+SIGNS_OF_PATHS = "/\\"
+"""The edge refuses paths with these escaped, whatever they stand for; of other names it says itself what is wrong."""
+
 HELP = "/new begins a fresh conversation, /quit ends, Ctrl-C stops an answer."
 
 
@@ -32,6 +35,9 @@ def chat(
     """Talk to the agent. With input from a pipe each line is a message, and the answers alone are printed."""
     from retinue_cli.edge import Edge
 
+    if not contact or any(sign in contact for sign in SIGNS_OF_PATHS):
+        text = f"--contact {contact!r} is no contact's name: letters and digits of any script and -_.@+: make one."
+        raise CommandError(text, EXIT_SETTINGS)
     state = State(state_dir)
     url = url or state.require().address
     with Edge(url, _token(state, tenant, token), certificate=certificate) as edge:

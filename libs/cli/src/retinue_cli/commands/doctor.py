@@ -20,6 +20,7 @@ from retinue_cli.state import DEFAULT_STATE_DIR, State, StateDir
 
 if TYPE_CHECKING:
     from retinue_local.options import Options
+    from retinue_local.status import MeshStatus
 
 PYTHON_MIN, PYTHON_MAX = (3, 11), (3, 14)
 """The first version that is supported, and the last that all parts are released for."""
@@ -76,7 +77,7 @@ def findings(state: State, port: int) -> Iterator[Finding]:
     mesh = state.mesh()
     if mesh is None:
         yield free_port(port)
-    yield from settings(state, port)
+    yield from settings(state, port, mesh)
     if mesh is None:
         yield Finding("ok", f"no mesh runs on {state.paths.state}")
     for process in mesh.processes if mesh else ():
@@ -152,8 +153,11 @@ def free_port(port: int) -> Finding:
     return Finding("ok", f"port {port} is free")
 
 
-def settings(state: State, port: int) -> Iterator[Finding]:
-    """Look at the settings in the environment, the database's user, and the model endpoint."""
+def settings(state: State, port: int, mesh: "MeshStatus | None") -> Iterator[Finding]:
+    """Look at the settings in the environment, the database's user, and the model endpoint.
+
+    Where a mesh runs, the model is the one that it was started with, whatever is set here.
+    """
     from retinue_kit.config import SettingError
     from retinue_local import options, postgres
 
@@ -166,7 +170,21 @@ def settings(state: State, port: int) -> Iterator[Finding]:
     yield Finding("ok", f"settings: runtimes {built.runtimes}, {built.workers} workers")
     if account is not None:
         yield Finding("ok", f"you are root: Postgres will run as {account.name}")
-    yield model(built)
+    yield model_of(mesh) if mesh else model(built)
+
+
+def model_of(mesh: "MeshStatus") -> Finding:
+    """Look at the model of a mesh that runs; its key is known to the mesh alone."""
+    if not mesh.model_url:
+        return Finding("ok", f"model of the mesh: {mesh.model}")
+    import httpx
+
+    try:
+        httpx.get(f"{mesh.model_url}/models", timeout=MODEL_TIMEOUT_S)
+    except httpx.HTTPError as error:
+        how = "start it, or start the mesh with another RETINUE_MODEL_BASE_URL"
+        return Finding("fail", f"model of the mesh: {mesh.model_url} does not answer: {error}", how)
+    return Finding("ok", f"model of the mesh: {mesh.model}")
 
 
 def model(built: "Options") -> Finding:

@@ -23,13 +23,18 @@ WIDTH_MAX = 1000
 
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects instead of a table.")] = False,
+    load: Annotated[
+        bool, typer.Option("--load", help="Only what waits, what was set aside and which breakers are not closed.")
+    ] = False,
     state_dir: StateDir = DEFAULT_STATE_DIR,
 ) -> int:
-    """Show each process of the mesh; the exit code is 0 if all of them serve."""
+    """Show each process of the mesh, and below what waits; the exit code is 0 if all of them serve."""
     state = State(state_dir)
     found = state.mesh()
     processes = found.processes if found else []
-    if as_json:
+    if load:
+        show_load(state, as_json=as_json)
+    elif as_json:
         typer.echo(json.dumps([{key: getattr(process, key) for key in KEYS} for process in processes], indent=2))
     elif found is None:
         raise CommandError(f"No mesh runs on {state.paths.state}.")
@@ -39,7 +44,19 @@ def status(
         # A terminal folds long addresses; whoever reads from a pipe gets a line a process.
         Console(width=None if sys.stdout.isatty() else WIDTH_MAX).print(table(processes))
         typer.echo(f"clients: {found.address}")
+        show_load(state)
     return 0 if processes and all(process.health == SERVING for process in processes) else 1
+
+
+def show_load(state: State, *, as_json: bool = False) -> None:
+    """Print what the mesh says of its load. CommandError if none runs."""
+    from retinue_cli import load
+
+    found = load.read(state)
+    if as_json:
+        typer.echo(json.dumps(found.plain(), indent=2))
+    else:
+        load.show(found)
 
 
 def table(processes: Sequence[ProcessStatus]) -> "Table":

@@ -37,17 +37,9 @@ def trace(
 def _trace_of(state: State, run: str, tenant: str, token: str) -> str:
     """Ask the router for the trace of a run."""
     from retinue_cli.mesh import Mesh
-    from retinue_cli.tokens import claims
 
-    token = token or state.token()
     with Mesh(state) as mesh:
-        if tenant:
-            tenant_id = mesh.read_tenant(tenant).tenant_id
-        elif token:
-            tenant_id = str(claims(token).get("tenant", ""))
-        else:
-            raise CommandError("Whose run is it? Say --tenant NAME.")
-        trace_id = mesh.trace_id(tenant_id, run)
+        trace_id = mesh.run(mesh.tenant_of(tenant, token or state.token()), run).trace_id
     if not trace_id:
         raise CommandError(f"{run} was not traced.")
     return trace_id

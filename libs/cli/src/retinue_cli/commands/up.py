@@ -27,6 +27,10 @@ def up(
     detach: Annotated[bool, typer.Option("--detach", help="Come back once the mesh is ready; it goes on.")] = False,
     workers: Annotated[int | None, typer.Option(help="Worker processes.  [default: one a core, two at most]")] = None,
     hello: Annotated[bool, typer.Option(help="Send a first message once the mesh is ready.")] = True,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SERVICE.FIELD=VALUE", help="A service's own setting, such as worker.lease_s=5."),
+    ] = None,
     report_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> int:
     """Start the mesh, and stay until Ctrl-C."""
@@ -35,7 +39,11 @@ def up(
 
     try:
         built = options.build(
-            state_dir=state_dir, port=port, workers=workers, follow_parent=not detach and report_fd is None
+            state_dir=state_dir,
+            port=port,
+            workers=workers,
+            follow_parent=not detach and report_fd is None,
+            overrides=override or (),
         )
     except SettingError as error:
         raise CommandError(str(error), EXIT_SETTINGS) from None
@@ -55,7 +63,7 @@ def up(
 def serve(built: "Options", report: "Report", *, hello: bool) -> int:
     """Run the mesh in this process until it is told to stop."""
     from retinue_kit.config import SettingError
-    from retinue_local import supervisor
+    from retinue_local import processes, supervisor
 
     state = State(built.state_dir)
 
@@ -81,7 +89,7 @@ def serve(built: "Options", report: "Report", *, hello: bool) -> int:
         asyncio.run(supervisor.run(built, report.progress, on_ready))
     except SettingError as error:
         return report.failed(str(error), EXIT_SETTINGS)
-    except (supervisor.StartError, CommandError) as error:
+    except (processes.StartError, CommandError) as error:
         return report.failed(str(error), 1)
     report.stopped()
     return 0

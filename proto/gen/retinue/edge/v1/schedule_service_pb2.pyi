@@ -56,7 +56,9 @@ class Schedule(_message.Message):
 
     @_builtins.property
     def next_time(self) -> _timestamp_pb2.Timestamp:
-        """When the next task is accepted; not set while paused."""
+        """When the next task is accepted; not set while paused. A time that finds the tenant's queue full is put off by half a
+        minute, which is seen here.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -100,7 +102,9 @@ class CreateScheduleRequest(_message.Message):
     kind: _builtins.str
     """The tasks' kind, as in CreateTaskRequest."""
     cron: _builtins.str
-    """Five fields of cron."""
+    """Five fields of cron: minute, hour, day of month, month, day of week. A time of day that is skipped when daylight
+    saving begins comes as soon as the clock goes on; one that is repeated when it ends comes once.
+    """
     time_zone: _builtins.str
     """The time zone that the expression is read in; "UTC" if empty."""
     @_builtins.property

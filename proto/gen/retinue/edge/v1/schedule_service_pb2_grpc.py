@@ -72,8 +72,10 @@ class ScheduleServiceServicer:
     """
 
     def CreateSchedule(self, request, context):
-        """Makes a schedule; its first task is accepted at the next time that the expression names. Idempotent with the header
-        `idempotency-key`. Fails with IDEMPOTENCY_KEY_REUSED, QUOTA_EXCEEDED.
+        """Makes a schedule, and its contact if that is missing; the first task is accepted at the next time that the expression
+        names. Times that pass while nothing runs are made up for by one task. Idempotent with the header `idempotency-key`.
+        Fails with IDEMPOTENCY_KEY_REUSED, QUOTA_EXCEEDED (a tenant has up to 100 schedules), SCHEDULE_NOT_FOUND (what the key
+        made was deleted).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -17,8 +17,10 @@ class ScheduleServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateSchedule: _aio.UnaryUnaryMultiCallable[_schedule_service_pb2.CreateScheduleRequest, _schedule_service_pb2.CreateScheduleResponse]
-    """Makes a schedule; its first task is accepted at the next time that the expression names. Idempotent with the header
-    `idempotency-key`. Fails with IDEMPOTENCY_KEY_REUSED, QUOTA_EXCEEDED.
+    """Makes a schedule, and its contact if that is missing; the first task is accepted at the next time that the expression
+    names. Times that pass while nothing runs are made up for by one task. Idempotent with the header `idempotency-key`.
+    Fails with IDEMPOTENCY_KEY_REUSED, QUOTA_EXCEEDED (a tenant has up to 100 schedules), SCHEDULE_NOT_FOUND (what the key
+    made was deleted).
     """
     GetSchedule: _aio.UnaryUnaryMultiCallable[_schedule_service_pb2.GetScheduleRequest, _schedule_service_pb2.GetScheduleResponse]
     """Reads a schedule. Fails with SCHEDULE_NOT_FOUND."""
@@ -42,8 +44,10 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _schedule_service_pb2.CreateScheduleRequest,
         context: _aio.ServicerContext[_schedule_service_pb2.CreateScheduleRequest, _abc.Awaitable[_schedule_service_pb2.CreateScheduleResponse]],
     ) -> _abc.Awaitable[_schedule_service_pb2.CreateScheduleResponse]:
-        """Makes a schedule; its first task is accepted at the next time that the expression names. Idempotent with the header
-        `idempotency-key`. Fails with IDEMPOTENCY_KEY_REUSED, QUOTA_EXCEEDED.
+        """Makes a schedule, and its contact if that is missing; the first task is accepted at the next time that the expression
+        names. Times that pass while nothing runs are made up for by one task. Idempotent with the header `idempotency-key`.
+        Fails with IDEMPOTENCY_KEY_REUSED, QUOTA_EXCEEDED (a tenant has up to 100 schedules), SCHEDULE_NOT_FOUND (what the key
+        made was deleted).
         """
 
     @_abc_1.abstractmethod

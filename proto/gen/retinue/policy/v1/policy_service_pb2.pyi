@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from retinue.policy.v1 import breaker_pb2 as _breaker_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -107,6 +108,8 @@ class Decision(_message.Message):
     SANDBOX_PROFILE_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     RULES_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
+    WATCHED_FIELD_NUMBER: _builtins.int
     runtime: _builtins.str
     """The runtime."""
     model: _builtins.str
@@ -115,6 +118,12 @@ class Decision(_message.Message):
     """Whether the session's runtime changes, so that a bundle is needed."""
     sandbox_profile: _builtins.str
     """Sandbox profile for tools; empty: no tools."""
+    probes: _builtins.bool
+    """Whether this attempt is the one that finds out whether a runtime that failed works again: its outcome must be
+    reported, and at its first sign of life.
+    """
+    watched: _builtins.bool
+    """Whether the runtime has failed lately, so that a success is worth a report."""
     @_builtins.property
     def limits(self) -> Global___Limits:
         """Limits."""
@@ -132,10 +141,12 @@ class Decision(_message.Message):
         sandbox_profile: _builtins.str = ...,
         limits: Global___Limits | None = ...,
         rules: _abc.Iterable[Global___FiredRule] | None = ...,
+        probes: _builtins.bool = ...,
+        watched: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model", "rules", b"rules", "runtime", b"runtime", "sandbox_profile", b"sandbox_profile", "switches_runtime", b"switches_runtime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model", "probes", b"probes", "rules", b"rules", "runtime", b"runtime", "sandbox_profile", b"sandbox_profile", "switches_runtime", b"switches_runtime", "watched", b"watched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -210,3 +221,94 @@ class FiredRule(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FiredRule: _TypeAlias = FiredRule  # noqa: Y015
+
+@_typing.final
+class ReportOutcomesRequest(_message.Message):
+    """How attempts went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[_breaker_pb2.Outcome]:
+        """In the order in which they came about."""
+
+    def __init__(
+        self,
+        *,
+        outcomes: _abc.Iterable[_breaker_pb2.Outcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportOutcomesRequest: _TypeAlias = ReportOutcomesRequest  # noqa: Y015
+
+@_typing.final
+class ReportOutcomesResponse(_message.Message):
+    """Nothing to say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportOutcomesResponse: _TypeAlias = ReportOutcomesResponse  # noqa: Y015
+
+@_typing.final
+class ListBreakersRequest(_message.Message):
+    """Which breakers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Breakers to list at most; 0 means 100."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBreakersRequest: _TypeAlias = ListBreakersRequest  # noqa: Y015
+
+@_typing.final
+class ListBreakersResponse(_message.Message):
+    """Breakers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BREAKERS_FIELD_NUMBER: _builtins.int
+    TOTAL_COUNT_FIELD_NUMBER: _builtins.int
+    total_count: _builtins.int
+    """How many there are in all."""
+    @_builtins.property
+    def breakers(self) -> _containers.RepeatedCompositeFieldContainer[_breaker_pb2.Breaker]:
+        """Those of whole runtimes first, then by tenant."""
+
+    def __init__(
+        self,
+        *,
+        breakers: _abc.Iterable[_breaker_pb2.Breaker] | None = ...,
+        total_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["breakers", b"breakers", "total_count", b"total_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBreakersResponse: _TypeAlias = ListBreakersResponse  # noqa: Y015

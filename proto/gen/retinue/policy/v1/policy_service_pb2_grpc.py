@@ -40,6 +40,16 @@ class PolicyServiceStub:
                 request_serializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.DecideRequest.SerializeToString,
                 response_deserializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.DecideResponse.FromString,
                 _registered_method=True)
+        self.ReportOutcomes = channel.unary_unary(
+                '/retinue.policy.v1.PolicyService/ReportOutcomes',
+                request_serializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.ReportOutcomesRequest.SerializeToString,
+                response_deserializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.ReportOutcomesResponse.FromString,
+                _registered_method=True)
+        self.ListBreakers = channel.unary_unary(
+                '/retinue.policy.v1.PolicyService/ListBreakers',
+                request_serializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.ListBreakersRequest.SerializeToString,
+                response_deserializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.ListBreakersResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyServiceServicer:
@@ -47,9 +57,26 @@ class PolicyServiceServicer:
     """
 
     def Decide(self, request, context):
-        """Decides how a run is to be executed. A pure function of the request and of the tenant's settings: repeating it is
-        safe. Fails with TENANT_NOT_FOUND, POLICY_DENIED (metadata.rule), RUNTIME_UNAVAILABLE (the runtime that was asked
-        for is not on), TOOL_TRANSACTION_OPEN (a switch was asked for while a tool call is open).
+        """Decides how a run is to be executed. A pure function of the request, of the tenant's settings and of the breakers:
+        repeating it is safe. Fails with TENANT_NOT_FOUND, POLICY_DENIED (metadata.rule), RUNTIME_UNAVAILABLE (the runtime
+        that was asked for is not on; with RetryInfo: what could be used fails at present), TOOL_TRANSACTION_OPEN (a switch
+        was asked for while a tool call is open).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportOutcomes(self, request, context):
+        """Says how attempts went, in order, so that breakers open and close. Which failures speak against a runtime is
+        policy's to know. A report that is lost or repeated does no harm: it is made once and not again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBreakers(self, request, context):
+        """Lists the breakers that are not closed, of all tenants: names and numbers only. For operators. Fails with
+        DEPENDENCY_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -62,6 +89,16 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.Decide,
                     request_deserializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.DecideRequest.FromString,
                     response_serializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.DecideResponse.SerializeToString,
+            ),
+            'ReportOutcomes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportOutcomes,
+                    request_deserializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.ReportOutcomesRequest.FromString,
+                    response_serializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.ReportOutcomesResponse.SerializeToString,
+            ),
+            'ListBreakers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBreakers,
+                    request_deserializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.ListBreakersRequest.FromString,
+                    response_serializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.ListBreakersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -92,6 +129,60 @@ class PolicyService:
             '/retinue.policy.v1.PolicyService/Decide',
             retinue_dot_policy_dot_v1_dot_policy__service__pb2.DecideRequest.SerializeToString,
             retinue_dot_policy_dot_v1_dot_policy__service__pb2.DecideResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportOutcomes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retinue.policy.v1.PolicyService/ReportOutcomes',
+            retinue_dot_policy_dot_v1_dot_policy__service__pb2.ReportOutcomesRequest.SerializeToString,
+            retinue_dot_policy_dot_v1_dot_policy__service__pb2.ReportOutcomesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBreakers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retinue.policy.v1.PolicyService/ListBreakers',
+            retinue_dot_policy_dot_v1_dot_policy__service__pb2.ListBreakersRequest.SerializeToString,
+            retinue_dot_policy_dot_v1_dot_policy__service__pb2.ListBreakersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -17,9 +17,18 @@ class PolicyServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Decide: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.DecideRequest, _policy_service_pb2.DecideResponse]
-    """Decides how a run is to be executed. A pure function of the request and of the tenant's settings: repeating it is
-    safe. Fails with TENANT_NOT_FOUND, POLICY_DENIED (metadata.rule), RUNTIME_UNAVAILABLE (the runtime that was asked
-    for is not on), TOOL_TRANSACTION_OPEN (a switch was asked for while a tool call is open).
+    """Decides how a run is to be executed. A pure function of the request, of the tenant's settings and of the breakers:
+    repeating it is safe. Fails with TENANT_NOT_FOUND, POLICY_DENIED (metadata.rule), RUNTIME_UNAVAILABLE (the runtime
+    that was asked for is not on; with RetryInfo: what could be used fails at present), TOOL_TRANSACTION_OPEN (a switch
+    was asked for while a tool call is open).
+    """
+    ReportOutcomes: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.ReportOutcomesRequest, _policy_service_pb2.ReportOutcomesResponse]
+    """Says how attempts went, in order, so that breakers open and close. Which failures speak against a runtime is
+    policy's to know. A report that is lost or repeated does no harm: it is made once and not again.
+    """
+    ListBreakers: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.ListBreakersRequest, _policy_service_pb2.ListBreakersResponse]
+    """Lists the breakers that are not closed, of all tenants: names and numbers only. For operators. Fails with
+    DEPENDENCY_UNAVAILABLE.
     """
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -31,9 +40,30 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_service_pb2.DecideRequest,
         context: _aio.ServicerContext[_policy_service_pb2.DecideRequest, _abc.Awaitable[_policy_service_pb2.DecideResponse]],
     ) -> _abc.Awaitable[_policy_service_pb2.DecideResponse]:
-        """Decides how a run is to be executed. A pure function of the request and of the tenant's settings: repeating it is
-        safe. Fails with TENANT_NOT_FOUND, POLICY_DENIED (metadata.rule), RUNTIME_UNAVAILABLE (the runtime that was asked
-        for is not on), TOOL_TRANSACTION_OPEN (a switch was asked for while a tool call is open).
+        """Decides how a run is to be executed. A pure function of the request, of the tenant's settings and of the breakers:
+        repeating it is safe. Fails with TENANT_NOT_FOUND, POLICY_DENIED (metadata.rule), RUNTIME_UNAVAILABLE (the runtime
+        that was asked for is not on; with RetryInfo: what could be used fails at present), TOOL_TRANSACTION_OPEN (a switch
+        was asked for while a tool call is open).
+        """
+
+    @_abc_1.abstractmethod
+    def ReportOutcomes(
+        self,
+        request: _policy_service_pb2.ReportOutcomesRequest,
+        context: _aio.ServicerContext[_policy_service_pb2.ReportOutcomesRequest, _abc.Awaitable[_policy_service_pb2.ReportOutcomesResponse]],
+    ) -> _abc.Awaitable[_policy_service_pb2.ReportOutcomesResponse]:
+        """Says how attempts went, in order, so that breakers open and close. Which failures speak against a runtime is
+        policy's to know. A report that is lost or repeated does no harm: it is made once and not again.
+        """
+
+    @_abc_1.abstractmethod
+    def ListBreakers(
+        self,
+        request: _policy_service_pb2.ListBreakersRequest,
+        context: _aio.ServicerContext[_policy_service_pb2.ListBreakersRequest, _abc.Awaitable[_policy_service_pb2.ListBreakersResponse]],
+    ) -> _abc.Awaitable[_policy_service_pb2.ListBreakersResponse]:
+        """Lists the breakers that are not closed, of all tenants: names and numbers only. For operators. Fails with
+        DEPENDENCY_UNAVAILABLE.
         """
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _aio.Server) -> None: ...

@@ -26,10 +26,11 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from retinue.router.v1 import approval_pb2 as retinue_dot_router_dot_v1_dot_approval__pb2
+from retinue.router.v1 import load_pb2 as retinue_dot_router_dot_v1_dot_load__pb2
 from retinue.router.v1 import run_pb2 as retinue_dot_router_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&retinue/router/v1/router_service.proto\x12\x11retinue.router.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a retinue/router/v1/approval.proto\x1a\x1bretinue/router/v1/run.proto\"\x95\x04\n\x10SubmitRunRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1b\n\tprincipal\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1b\n\x07\x63ontact\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x17\n\x04text\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x18\xa0\x8d\x06\x12\x17\n\x04kind\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x18\n\x07runtime\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12<\n\x07on_busy\x18\x07 \x01(\tB+\xbaH(r&R\x07\x65nqueueR\x06rejectR\tinterruptR\x08rollback\x12)\n\x08metadata\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x11\n\treasoning\x18\t \x01(\x08\x12=\n\x07\x63ontext\x18\n \x03(\x0b\x32!.retinue.router.v1.ContextMessageB\t\xbaH\x06\x92\x01\x03\x10\xd0\x0f\x12&\n\x05input\x18\x0b \x01(\x0b\x32\x17.google.protobuf.Struct\x12+\n\nparameters\x18\x0c \x01(\x0b\x32\x17.google.protobuf.Struct\x12!\n\x0fidempotency_key\x18\r \x01(\tB\x08\xbaH\x05r\x03\x18\xff\x01\x12*\n\x06run_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x0e\x43ontextMessage\x12,\n\x04role\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19R\x06systemR\x04userR\tassistant\x12\x17\n\x04text\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x18\xc0\x84=\"J\n\x11SubmitRunResponse\x12#\n\x03run\x18\x01 \x01(\x0b\x32\x16.retinue.router.v1.Run\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"H\n\rGetRunRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06run_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"5\n\x0eGetRunResponse\x12#\n\x03run\x18\x01 \x01(\x0b\x32\x16.retinue.router.v1.Run\"\xbd\x01\n\x0fListRunsRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x07\x63ontact\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x34\n\x05state\x18\x03 \x01(\x0e\x32\x1b.retinue.router.v1.RunStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1d\n\tpage_size\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"Q\n\x10ListRunsResponse\x12$\n\x04runs\x18\x01 \x03(\x0b\x32\x16.retinue.router.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"h\n\x10\x43\x61ncelRunRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06run_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1b\n\tprincipal\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"8\n\x11\x43\x61ncelRunResponse\x12#\n\x03run\x18\x01 \x01(\x0b\x32\x16.retinue.router.v1.Run\"J\n\rGetLogRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1b\n\x07\x63ontact\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\"5\n\x0eGetLogResponse\x12\x0e\n\x06log_id\x18\x01 \x01(\t\x12\x13\n\x0blast_cursor\x18\x02 \x01(\t\"\xa3\x01\n\x11ListEventsRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06log_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x06run_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\x0c\x61\x66ter_cursor\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\tpage_size\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\"L\n\x12ListEventsResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.retinue.router.v1.Event\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\x85\x01\n\x12WatchEventsRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06log_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x06run_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\x0c\x61\x66ter_cursor\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\">\n\x13WatchEventsResponse\x12\'\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x18.retinue.router.v1.Event\"H\n\x12ListCursorsRequest\x12\x32\n\x04logs\x18\x01 \x03(\x0b\x32\x19.retinue.router.v1.LogRefB\t\xbaH\x06\x92\x01\x03\x10\x88\'\"6\n\x06LogRef\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0e\n\x06log_id\x18\x02 \x01(\t\"D\n\x13ListCursorsResponse\x12-\n\x07\x63ursors\x18\x01 \x03(\x0b\x32\x1c.retinue.router.v1.LogCursor\"N\n\tLogCursor\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0e\n\x06log_id\x18\x02 \x01(\t\x12\x13\n\x0blast_cursor\x18\x03 \x01(\t2\x96\x07\n\rRouterService\x12V\n\tSubmitRun\x12#.retinue.router.v1.SubmitRunRequest\x1a$.retinue.router.v1.SubmitRunResponse\x12M\n\x06GetRun\x12 .retinue.router.v1.GetRunRequest\x1a!.retinue.router.v1.GetRunResponse\x12S\n\x08ListRuns\x12\".retinue.router.v1.ListRunsRequest\x1a#.retinue.router.v1.ListRunsResponse\x12V\n\tCancelRun\x12#.retinue.router.v1.CancelRunRequest\x1a$.retinue.router.v1.CancelRunResponse\x12M\n\x06GetLog\x12 .retinue.router.v1.GetLogRequest\x1a!.retinue.router.v1.GetLogResponse\x12Y\n\nListEvents\x12$.retinue.router.v1.ListEventsRequest\x1a%.retinue.router.v1.ListEventsResponse\x12^\n\x0bWatchEvents\x12%.retinue.router.v1.WatchEventsRequest\x1a&.retinue.router.v1.WatchEventsResponse0\x01\x12\\\n\x0bListCursors\x12%.retinue.router.v1.ListCursorsRequest\x1a&.retinue.router.v1.ListCursorsResponse\x12\x62\n\rListApprovals\x12\'.retinue.router.v1.ListApprovalsRequest\x1a(.retinue.router.v1.ListApprovalsResponse\x12\x65\n\x0e\x44\x65\x63ideApproval\x12(.retinue.router.v1.DecideApprovalRequest\x1a).retinue.router.v1.DecideApprovalResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&retinue/router/v1/router_service.proto\x12\x11retinue.router.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a retinue/router/v1/approval.proto\x1a\x1cretinue/router/v1/load.proto\x1a\x1bretinue/router/v1/run.proto\"\x95\x04\n\x10SubmitRunRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1b\n\tprincipal\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1b\n\x07\x63ontact\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x17\n\x04text\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x18\xa0\x8d\x06\x12\x17\n\x04kind\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x18\n\x07runtime\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12<\n\x07on_busy\x18\x07 \x01(\tB+\xbaH(r&R\x07\x65nqueueR\x06rejectR\tinterruptR\x08rollback\x12)\n\x08metadata\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x11\n\treasoning\x18\t \x01(\x08\x12=\n\x07\x63ontext\x18\n \x03(\x0b\x32!.retinue.router.v1.ContextMessageB\t\xbaH\x06\x92\x01\x03\x10\xd0\x0f\x12&\n\x05input\x18\x0b \x01(\x0b\x32\x17.google.protobuf.Struct\x12+\n\nparameters\x18\x0c \x01(\x0b\x32\x17.google.protobuf.Struct\x12!\n\x0fidempotency_key\x18\r \x01(\tB\x08\xbaH\x05r\x03\x18\xff\x01\x12*\n\x06run_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x0e\x43ontextMessage\x12,\n\x04role\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19R\x06systemR\x04userR\tassistant\x12\x17\n\x04text\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x18\xc0\x84=\"J\n\x11SubmitRunResponse\x12#\n\x03run\x18\x01 \x01(\x0b\x32\x16.retinue.router.v1.Run\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"H\n\rGetRunRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06run_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"5\n\x0eGetRunResponse\x12#\n\x03run\x18\x01 \x01(\x0b\x32\x16.retinue.router.v1.Run\"\xbd\x01\n\x0fListRunsRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x07\x63ontact\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x34\n\x05state\x18\x03 \x01(\x0e\x32\x1b.retinue.router.v1.RunStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1d\n\tpage_size\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"Q\n\x10ListRunsResponse\x12$\n\x04runs\x18\x01 \x03(\x0b\x32\x16.retinue.router.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"h\n\x10\x43\x61ncelRunRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06run_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1b\n\tprincipal\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"8\n\x11\x43\x61ncelRunResponse\x12#\n\x03run\x18\x01 \x01(\x0b\x32\x16.retinue.router.v1.Run\"J\n\rGetLogRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1b\n\x07\x63ontact\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\"5\n\x0eGetLogResponse\x12\x0e\n\x06log_id\x18\x01 \x01(\t\x12\x13\n\x0blast_cursor\x18\x02 \x01(\t\"\xa3\x01\n\x11ListEventsRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06log_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x06run_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\x0c\x61\x66ter_cursor\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\tpage_size\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\"L\n\x12ListEventsResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.retinue.router.v1.Event\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\x85\x01\n\x12WatchEventsRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06log_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x06run_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\x0c\x61\x66ter_cursor\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\">\n\x13WatchEventsResponse\x12\'\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x18.retinue.router.v1.Event\"H\n\x12ListCursorsRequest\x12\x32\n\x04logs\x18\x01 \x03(\x0b\x32\x19.retinue.router.v1.LogRefB\t\xbaH\x06\x92\x01\x03\x10\x88\'\"6\n\x06LogRef\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0e\n\x06log_id\x18\x02 \x01(\t\"D\n\x13ListCursorsResponse\x12-\n\x07\x63ursors\x18\x01 \x03(\x0b\x32\x1c.retinue.router.v1.LogCursor\"N\n\tLogCursor\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0e\n\x06log_id\x18\x02 \x01(\t\x12\x13\n\x0blast_cursor\x18\x03 \x01(\t2\xe8\x07\n\rRouterService\x12V\n\tSubmitRun\x12#.retinue.router.v1.SubmitRunRequest\x1a$.retinue.router.v1.SubmitRunResponse\x12M\n\x06GetRun\x12 .retinue.router.v1.GetRunRequest\x1a!.retinue.router.v1.GetRunResponse\x12S\n\x08ListRuns\x12\".retinue.router.v1.ListRunsRequest\x1a#.retinue.router.v1.ListRunsResponse\x12V\n\tCancelRun\x12#.retinue.router.v1.CancelRunRequest\x1a$.retinue.router.v1.CancelRunResponse\x12M\n\x06GetLog\x12 .retinue.router.v1.GetLogRequest\x1a!.retinue.router.v1.GetLogResponse\x12Y\n\nListEvents\x12$.retinue.router.v1.ListEventsRequest\x1a%.retinue.router.v1.ListEventsResponse\x12^\n\x0bWatchEvents\x12%.retinue.router.v1.WatchEventsRequest\x1a&.retinue.router.v1.WatchEventsResponse0\x01\x12\\\n\x0bListCursors\x12%.retinue.router.v1.ListCursorsRequest\x1a&.retinue.router.v1.ListCursorsResponse\x12\x62\n\rListApprovals\x12\'.retinue.router.v1.ListApprovalsRequest\x1a(.retinue.router.v1.ListApprovalsResponse\x12\x65\n\x0e\x44\x65\x63ideApproval\x12(.retinue.router.v1.DecideApprovalRequest\x1a).retinue.router.v1.DecideApprovalResponse\x12P\n\x07GetLoad\x12!.retinue.router.v1.GetLoadRequest\x1a\".retinue.router.v1.GetLoadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -106,44 +107,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGREF'].fields_by_name['tenant_id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_LOGCURSOR'].fields_by_name['tenant_id']._loaded_options = None
   _globals['_LOGCURSOR'].fields_by_name['tenant_id']._serialized_options = b'\272H\006r\004\020\001\030@'
-  _globals['_SUBMITRUNREQUEST']._serialized_start=217
-  _globals['_SUBMITRUNREQUEST']._serialized_end=750
-  _globals['_CONTEXTMESSAGE']._serialized_start=752
-  _globals['_CONTEXTMESSAGE']._serialized_end=839
-  _globals['_SUBMITRUNRESPONSE']._serialized_start=841
-  _globals['_SUBMITRUNRESPONSE']._serialized_end=915
-  _globals['_GETRUNREQUEST']._serialized_start=917
-  _globals['_GETRUNREQUEST']._serialized_end=989
-  _globals['_GETRUNRESPONSE']._serialized_start=991
-  _globals['_GETRUNRESPONSE']._serialized_end=1044
-  _globals['_LISTRUNSREQUEST']._serialized_start=1047
-  _globals['_LISTRUNSREQUEST']._serialized_end=1236
-  _globals['_LISTRUNSRESPONSE']._serialized_start=1238
-  _globals['_LISTRUNSRESPONSE']._serialized_end=1319
-  _globals['_CANCELRUNREQUEST']._serialized_start=1321
-  _globals['_CANCELRUNREQUEST']._serialized_end=1425
-  _globals['_CANCELRUNRESPONSE']._serialized_start=1427
-  _globals['_CANCELRUNRESPONSE']._serialized_end=1483
-  _globals['_GETLOGREQUEST']._serialized_start=1485
-  _globals['_GETLOGREQUEST']._serialized_end=1559
-  _globals['_GETLOGRESPONSE']._serialized_start=1561
-  _globals['_GETLOGRESPONSE']._serialized_end=1614
-  _globals['_LISTEVENTSREQUEST']._serialized_start=1617
-  _globals['_LISTEVENTSREQUEST']._serialized_end=1780
-  _globals['_LISTEVENTSRESPONSE']._serialized_start=1782
-  _globals['_LISTEVENTSRESPONSE']._serialized_end=1858
-  _globals['_WATCHEVENTSREQUEST']._serialized_start=1861
-  _globals['_WATCHEVENTSREQUEST']._serialized_end=1994
-  _globals['_WATCHEVENTSRESPONSE']._serialized_start=1996
-  _globals['_WATCHEVENTSRESPONSE']._serialized_end=2058
-  _globals['_LISTCURSORSREQUEST']._serialized_start=2060
-  _globals['_LISTCURSORSREQUEST']._serialized_end=2132
-  _globals['_LOGREF']._serialized_start=2134
-  _globals['_LOGREF']._serialized_end=2188
-  _globals['_LISTCURSORSRESPONSE']._serialized_start=2190
-  _globals['_LISTCURSORSRESPONSE']._serialized_end=2258
-  _globals['_LOGCURSOR']._serialized_start=2260
-  _globals['_LOGCURSOR']._serialized_end=2338
-  _globals['_ROUTERSERVICE']._serialized_start=2341
-  _globals['_ROUTERSERVICE']._serialized_end=3259
+  _globals['_SUBMITRUNREQUEST']._serialized_start=247
+  _globals['_SUBMITRUNREQUEST']._serialized_end=780
+  _globals['_CONTEXTMESSAGE']._serialized_start=782
+  _globals['_CONTEXTMESSAGE']._serialized_end=869
+  _globals['_SUBMITRUNRESPONSE']._serialized_start=871
+  _globals['_SUBMITRUNRESPONSE']._serialized_end=945
+  _globals['_GETRUNREQUEST']._serialized_start=947
+  _globals['_GETRUNREQUEST']._serialized_end=1019
+  _globals['_GETRUNRESPONSE']._serialized_start=1021
+  _globals['_GETRUNRESPONSE']._serialized_end=1074
+  _globals['_LISTRUNSREQUEST']._serialized_start=1077
+  _globals['_LISTRUNSREQUEST']._serialized_end=1266
+  _globals['_LISTRUNSRESPONSE']._serialized_start=1268
+  _globals['_LISTRUNSRESPONSE']._serialized_end=1349
+  _globals['_CANCELRUNREQUEST']._serialized_start=1351
+  _globals['_CANCELRUNREQUEST']._serialized_end=1455
+  _globals['_CANCELRUNRESPONSE']._serialized_start=1457
+  _globals['_CANCELRUNRESPONSE']._serialized_end=1513
+  _globals['_GETLOGREQUEST']._serialized_start=1515
+  _globals['_GETLOGREQUEST']._serialized_end=1589
+  _globals['_GETLOGRESPONSE']._serialized_start=1591
+  _globals['_GETLOGRESPONSE']._serialized_end=1644
+  _globals['_LISTEVENTSREQUEST']._serialized_start=1647
+  _globals['_LISTEVENTSREQUEST']._serialized_end=1810
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=1812
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=1888
+  _globals['_WATCHEVENTSREQUEST']._serialized_start=1891
+  _globals['_WATCHEVENTSREQUEST']._serialized_end=2024
+  _globals['_WATCHEVENTSRESPONSE']._serialized_start=2026
+  _globals['_WATCHEVENTSRESPONSE']._serialized_end=2088
+  _globals['_LISTCURSORSREQUEST']._serialized_start=2090
+  _globals['_LISTCURSORSREQUEST']._serialized_end=2162
+  _globals['_LOGREF']._serialized_start=2164
+  _globals['_LOGREF']._serialized_end=2218
+  _globals['_LISTCURSORSRESPONSE']._serialized_start=2220
+  _globals['_LISTCURSORSRESPONSE']._serialized_end=2288
+  _globals['_LOGCURSOR']._serialized_start=2290
+  _globals['_LOGCURSOR']._serialized_end=2368
+  _globals['_ROUTERSERVICE']._serialized_start=2371
+  _globals['_ROUTERSERVICE']._serialized_end=3371
 # @@protoc_insertion_point(module_scope)

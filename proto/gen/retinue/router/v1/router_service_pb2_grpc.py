@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from retinue.router.v1 import approval_pb2 as retinue_dot_router_dot_v1_dot_approval__pb2
+from retinue.router.v1 import load_pb2 as retinue_dot_router_dot_v1_dot_load__pb2
 from retinue.router.v1 import router_service_pb2 as retinue_dot_router_dot_v1_dot_router__service__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -86,6 +87,11 @@ class RouterServiceStub:
                 '/retinue.router.v1.RouterService/DecideApproval',
                 request_serializer=retinue_dot_router_dot_v1_dot_approval__pb2.DecideApprovalRequest.SerializeToString,
                 response_deserializer=retinue_dot_router_dot_v1_dot_approval__pb2.DecideApprovalResponse.FromString,
+                _registered_method=True)
+        self.GetLoad = channel.unary_unary(
+                '/retinue.router.v1.RouterService/GetLoad',
+                request_serializer=retinue_dot_router_dot_v1_dot_load__pb2.GetLoadRequest.SerializeToString,
+                response_deserializer=retinue_dot_router_dot_v1_dot_load__pb2.GetLoadResponse.FromString,
                 _registered_method=True)
 
 
@@ -170,6 +176,13 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLoad(self, request, context):
+        """Tells how much waits, over all tenants: numbers only. For operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -222,6 +235,11 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.DecideApproval,
                     request_deserializer=retinue_dot_router_dot_v1_dot_approval__pb2.DecideApprovalRequest.FromString,
                     response_serializer=retinue_dot_router_dot_v1_dot_approval__pb2.DecideApprovalResponse.SerializeToString,
+            ),
+            'GetLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLoad,
+                    request_deserializer=retinue_dot_router_dot_v1_dot_load__pb2.GetLoadRequest.FromString,
+                    response_serializer=retinue_dot_router_dot_v1_dot_load__pb2.GetLoadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -496,6 +514,33 @@ class RouterService:
             '/retinue.router.v1.RouterService/DecideApproval',
             retinue_dot_router_dot_v1_dot_approval__pb2.DecideApprovalRequest.SerializeToString,
             retinue_dot_router_dot_v1_dot_approval__pb2.DecideApprovalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retinue.router.v1.RouterService/GetLoad',
+            retinue_dot_router_dot_v1_dot_load__pb2.GetLoadRequest.SerializeToString,
+            retinue_dot_router_dot_v1_dot_load__pb2.GetLoadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from grpc import aio as _aio
 from retinue.router.v1 import approval_pb2 as _approval_pb2
+from retinue.router.v1 import load_pb2 as _load_pb2
 from retinue.router.v1 import router_service_pb2 as _router_service_pb2
 import abc as _abc_1
 
@@ -50,6 +51,8 @@ class RouterServiceStub:
     """Lists approvals, newest first."""
     DecideApproval: _aio.UnaryUnaryMultiCallable[_approval_pb2.DecideApprovalRequest, _approval_pb2.DecideApprovalResponse]
     """Answers an approval once. Fails with APPROVAL_NOT_FOUND, APPROVAL_CLOSED."""
+    GetLoad: _aio.UnaryUnaryMultiCallable[_load_pb2.GetLoadRequest, _load_pb2.GetLoadResponse]
+    """Tells how much waits, over all tenants: numbers only. For operators."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Accepts messages; owns sessions, runs and their event log. Any call may fail with FIELD_INVALID, TENANT_MISMATCH or
@@ -146,5 +149,13 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_approval_pb2.DecideApprovalRequest, _abc.Awaitable[_approval_pb2.DecideApprovalResponse]],
     ) -> _abc.Awaitable[_approval_pb2.DecideApprovalResponse]:
         """Answers an approval once. Fails with APPROVAL_NOT_FOUND, APPROVAL_CLOSED."""
+
+    @_abc_1.abstractmethod
+    def GetLoad(
+        self,
+        request: _load_pb2.GetLoadRequest,
+        context: _aio.ServicerContext[_load_pb2.GetLoadRequest, _abc.Awaitable[_load_pb2.GetLoadResponse]],
+    ) -> _abc.Awaitable[_load_pb2.GetLoadResponse]:
+        """Tells how much waits, over all tenants: numbers only. For operators."""
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _aio.Server) -> None: ...

@@ -3,8 +3,8 @@
 `decide` walks them over a snapshot. The tables can be read, tested by row, and replayed on snapshots of the past.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from retinue_kit.errors import Reason, RetinueError
@@ -50,7 +50,10 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that a decision depends on. `runtimes_on` is in the operator's order and never empty."""
+    """All that a decision depends on. `runtimes_on` is in the operator's order and never empty.
+
+    `failing` holds the runtimes whose breaker lets nothing through, with the seconds until it is worth asking again.
+    """
 
     kind: str
     runtimes_on: tuple[str, ...]
@@ -61,6 +64,7 @@ class Snapshot:
     sticky_window_s: float = 900.0
     tenant: Tenant = Tenant()
     defaults: Defaults = Defaults()
+    failing: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def asked(self) -> str:
@@ -79,8 +83,19 @@ class Snapshot:
         return bool(self.session_runtime) and age is not None and age <= self.sticky_window_s
 
     def is_on(self, runtime: str) -> bool:
-        """Whether a runtime can be used."""
+        """Whether a runtime is part of this deployment."""
         return runtime in self.runtimes_on
+
+    @property
+    def usable(self) -> list[str]:
+        """The runtimes that are on and do not fail, in the operator's order."""
+        return [runtime for runtime in self.runtimes_on if runtime not in self.failing]
+
+    @property
+    def insisted(self) -> tuple[str, ...]:
+        """The runtimes that the run can do with: one that was asked for, or is bound; else any that is on."""
+        one = self.asked or self.bound
+        return (one,) if one else self.runtimes_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +131,16 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """When a run is not executed at all, and with which reason; `{…}` stands for a field of the snapshot."""
+    """When a run is not executed, and with which reason; `{…}` stands for a field of the snapshot.
+
+    One that `passes` does not hold for ever: the error says when to ask again.
+    """
 
     name: str
     when: Callable[[Snapshot], bool]
     error: Reason
     reason: str
+    passes: bool = False
 
 
 REFUSALS = (
@@ -148,6 +167,27 @@ REFUSALS = (
         lambda s: bool(s.bound) and not s.is_on(s.bound),
         Reason.RUNTIME_UNAVAILABLE,
         "A tool call is open under {bound}, which is not switched on any more.",
+    ),
+    Refusal(
+        "requested_runtime_failing",
+        lambda s: s.asked in s.failing,
+        Reason.RUNTIME_UNAVAILABLE,
+        "The runtime {asked} was asked for and fails at present.",
+        passes=True,
+    ),
+    Refusal(
+        "tool_transaction_runtime_failing",
+        lambda s: s.bound in s.failing,
+        Reason.RUNTIME_UNAVAILABLE,
+        "A tool call is open under {bound}, which fails at present.",
+        passes=True,
+    ),
+    Refusal(
+        "every_runtime_failing",
+        lambda s: not s.usable,
+        Reason.RUNTIME_UNAVAILABLE,
+        "Every runtime that could take the run fails at present.",
+        passes=True,
     ),
 )
 """What is refused; the first that holds."""
@@ -212,6 +252,13 @@ RULES = (
         "The session used this runtime a short while ago, and a switch costs context.",
     ),
     Rule(
+        "{picked}_is_failing",
+        Effect.FALL_BACK,
+        lambda s, picked: picked in s.failing and not s.asked and not s.bound,
+        lambda s: s.usable[0],
+        "It would be {picked}, which fails at present: one that works takes it.",
+    ),
+    Rule(
         "client_asks",
         Effect.REQUIRE,
         lambda s, _: bool(s.asked),
@@ -232,13 +279,20 @@ RULES = (
 def decide(s: Snapshot) -> Decision:
     """Decide how a run is to be executed.
 
-    Raises RetinueError(RUNTIME_UNAVAILABLE or TOOL_TRANSACTION_OPEN), with the refusing rule as metadata.
+    Raises RetinueError(RUNTIME_UNAVAILABLE or TOOL_TRANSACTION_OPEN), with the refusing rule as metadata; one that
+    passes with the seconds until it may.
     """
     for refusal in REFUSALS:
         if refusal.when(s):
-            facts = {"asked": s.asked, "bound": s.bound}
-            runtime = s.asked or s.bound
-            raise RetinueError(refusal.error, refusal.reason.format(**facts), rule=refusal.name, runtime=runtime)
+            message = refusal.reason.format(asked=s.asked, bound=s.bound)
+            waits = [s.failing[runtime] for runtime in s.insisted if runtime in s.failing]
+            raise RetinueError(
+                refusal.error,
+                message,
+                retry_after_s=min(waits) if refusal.passes else None,
+                rule=refusal.name,
+                runtime=",".join(s.insisted),
+            )
     limits, fired = _limits(s)
     picked = ""
     for rule in RULES:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from retinue_kit.errors import RetinueError
 
@@ -14,7 +14,17 @@ CHAT = "chat"
 RUNTIME_ANY = "auto"
 BUSY_DEFAULT = "enqueue"
 
+RUN_AT_AHEAD_MAX = timedelta(days=366)
+"""How far ahead a task may be put off: the same day of next year, and whoever means more has most likely mistaken the
+unit."""
+
 Facts = Mapping[str, object]
+
+
+def check_key(idempotency_key: str) -> None:
+    """Refuse an idempotency key that no header could hold. Raises RetinueError(FIELD_INVALID)."""
+    if not all("!" <= sign <= "~" for sign in idempotency_key):
+        raise RetinueError.field("idempotency_key", "must hold visible ASCII characters only")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +49,19 @@ class Submission:
     retry_of: str | None = None
     """The dead letter in whose place it is asked."""
 
-    def check(self) -> None:
+    def check(self, now: datetime) -> None:
         """Refuse what cannot be executed. Raises RetinueError(FIELD_INVALID)."""
         check_name(self.contact)
         if not self.is_task and not self.text:
             raise RetinueError.field("text", "must not be empty")
         if "\0" in self.text:
             raise RetinueError.field("text", "must not hold the character U+0000")
-        if not all("!" <= sign <= "~" for sign in self.idempotency_key):
-            raise RetinueError.field("idempotency_key", "must hold visible ASCII characters only")
+        check_key(self.idempotency_key)
+        if self.run_at is not None:
+            if not self.is_task:
+                raise RetinueError.field("run_at", "must not be given for a message")
+            if self.run_at > now + RUN_AT_AHEAD_MAX:
+                raise RetinueError.field("run_at", f"must be at most {RUN_AT_AHEAD_MAX.days} days ahead")
 
     @property
     def is_task(self) -> bool:

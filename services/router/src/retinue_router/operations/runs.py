@@ -1,6 +1,7 @@
 """Accepting runs, reading them, asking them to stop."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from retinue_router.domain.contacts import check_name, log_id_of
 from retinue_router.domain.queues import TASK_LOG
 from retinue_router.domain.submission import Submission
 from retinue_router.doorbell import Doorbell
+from retinue_router.operations.rooms import Rooms
 from retinue_router.store.guard import Row
 from retinue_router.store.runs import NewIds, RunStore
 
@@ -28,16 +30,18 @@ def not_found() -> RetinueError:
 class Runs:
     """Runs of tenants."""
 
-    def __init__(self, store: RunStore, doorbell: Doorbell) -> None:
+    def __init__(self, store: RunStore, rooms: Rooms, doorbell: Doorbell) -> None:
         self._store = store
+        self._rooms = rooms
         self._doorbell = doorbell
 
     async def submit(self, asked: Submission) -> tuple[Row, bool]:
         """Accept a run; answers it and whether its key had been used before.
 
-        What was accepted is committed: it reaches a terminal state whatever dies.
+        What was accepted is committed: it reaches a terminal state whatever dies. Raises QUOTA_EXCEEDED or QUEUE_FULL
+        where no more may wait; a key that was used before is answered all the same.
         """
-        asked.check()
+        asked.check(datetime.now(UTC))
         log_id = log_id_of(asked.tenant_id, asked.contact)
         new = NewIds(
             ids.new_id(TASK_LOG) if asked.is_task else log_id,
@@ -46,19 +50,23 @@ class Runs:
             log_id if asked.is_task else None,
         )
         traceparent = telemetry.traceparent()
-        with telemetry.span("submit_run") as span:
+        place = self._rooms.ask(asked.tenant_id, asked.run_at)
+        with self._rooms.accepting(), telemetry.span("submit_run") as span:
             span.set_attribute("run.kind", asked.kind)
             reach(Point.SUBMIT_COMMITTING)
-            answer = await self._store.submit(asked, new, _body(asked), traceparent)
+            answer = await self._store.submit(asked, new, body_of(asked), traceparent, place.room)
             reach(Point.SUBMIT_COMMITTED)
             span.set_attribute("run.id", answer["run_id"] or "")
             span.set_attribute("outcome", answer["outcome"])
         if answer["outcome"] == "accepted":
+            self._rooms.hear(asked.tenant_id, asked.run_at, answer["queued"])
             await self._tell(asked.tenant_id, new.log_id, answer)
             reach(Point.SUBMIT_RUNG)
             return _accepted(asked, new, answer, traceparent), False
         if answer["outcome"] == "replay":
             return await self.get(asked.tenant_id, answer["run_id"]), True
+        if answer["outcome"] == "full":
+            raise await self._rooms.refusal(asked.tenant_id, asked.run_at, place)
         raise _refusal(answer)
 
     async def get(self, tenant_id: str, run_id: str) -> Row:
@@ -99,7 +107,7 @@ class Runs:
             await self._doorbell.poke(answer["poke"], tenant_id, log_id)
 
 
-def _body(asked: Submission) -> bytes:
+def body_of(asked: Submission) -> bytes:
     """Write what the run is made from, for the worker."""
     return msgspec.json.encode(
         {

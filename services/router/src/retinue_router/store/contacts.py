@@ -19,7 +19,8 @@ MESSAGES = (
     "select e.token, e.n, e.session_id, e.run_id, e.type, e.data, e.time from events e"
     " join runs r on r.tenant_id = e.tenant_id and r.run_id = e.run_id"
     " where e.tenant_id = $1 and e.log_id = $2 and e.type in ('user.message', 'assistant.message')"
-    " and not (r.dropped and e.type = 'assistant.message') and (e.token, e.n) > ($3, $4)"
+    " and not (r.dropped and (e.type = 'assistant.message' or r.retried_as is not null))"
+    " and (e.token, e.n) > ($3, $4)"
     " order by e.token, e.n limit $5"
 )
 _PUT = (
@@ -74,7 +75,10 @@ class ContactStore:
         return {row["log_id"]: row["token"] for row in rows}
 
     async def messages(self, tenant_id: str, log_id: str, after: Cursor, limit: int) -> tuple[list[Row], bool]:
-        """List what was said, oldest first, and whether there is more; rolled back answers are left out."""
+        """List what was said, oldest first, and whether there is more.
+
+        Left out are answers that were rolled back, and what is told anew by a run in a dead letter's place.
+        """
         with guarding():
             async with postgres.as_tenant(self._pool, tenant_id) as connection:
                 query = bounded(MESSAGES, "octet_length(p.data::text)", "token, n")

@@ -8,17 +8,18 @@ from retinue_router.domain.submission import Submission
 from retinue_router.store.bounds import bounded, page_of
 from retinue_router.store.guard import Row, guarding
 
-_COLUMNS = (
+COLUMNS = (
     "r.tenant_id, r.run_id, r.contact, r.session_id, r.log_id, r.kind, r.state, r.runtime, r.attempt, r.create_time,"
     " r.start_time, r.end_time, r.run_at, r.output, r.usage, r.error, r.after_token, r.after_n, r.traceparent,"
     " r.decision"
 )
 _PAGE = "and ($2 = '' or r.run_id < $2) and ($3 = '' or r.state = $3) order by r.run_id desc limit $4"
-GET = f"select {_COLUMNS} from runs r where r.tenant_id = $1 and r.run_id = $2"  # noqa: S608
-LIST = f"select {_COLUMNS} from runs r where r.tenant_id = $1 {_PAGE}"  # noqa: S608
-LIST_OF_CONTACT = f"select {_COLUMNS} from runs r where r.tenant_id = $1 and r.contact = $5 {_PAGE}"  # noqa: S608
+GET = f"select {COLUMNS} from runs r where r.tenant_id = $1 and r.run_id = $2"  # noqa: S608
+LIST = f"select {COLUMNS} from runs r where r.tenant_id = $1 {_PAGE}"  # noqa: S608
+LIST_OF_CONTACT = f"select {COLUMNS} from runs r where r.tenant_id = $1 and r.contact = $5 {_PAGE}"  # noqa: S608
 
 _SUBMIT = "select * from submit_run_2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
+_DRAIN = "select * from queue_drain_1($1, $2)"
 _CANCEL = "select * from cancel_run_1($1, $2, $3)"
 
 
@@ -63,6 +64,12 @@ class RunStore:
                 ids.notify_log, traceparent, asked.run_at, room and room.waiting_max, room and room.later_max,
                 asked.retry_of,
             )  # fmt: skip
+        return row
+
+    async def drain(self, tenant_id: str, waiting_max: int) -> Row:
+        """Tell at which pace a tenant's queue drains; a row of queue_drain_1."""
+        with guarding():
+            row: Row = await self._pool.fetchrow(_DRAIN, tenant_id, waiting_max)
         return row
 
     async def get(self, tenant_id: str, run_id: str) -> Row | None:

@@ -9,17 +9,25 @@ from retinue_kit.clock import SystemClock
 from retinue_kit.server import Server
 from retinue_kit.streams import Bus
 
-from retinue_router.ring import Ring
+from retinue_router.domain.queues import QueueClass
+from retinue_router.doorbell import Doorbell
+from retinue_router.ring import Rings
+from retinue_router.store.runs import Room
+from retinue_router.store.schedules import ScheduleStore
 from retinue_router.worker.clients import Directory, Policy, Runtimes
 from retinue_router.worker.config import Settings
 from retinue_router.worker.keeper import Keeper
 from retinue_router.worker.leases import LeaseStore
 from retinue_router.worker.projection import Projector
-from retinue_router.worker.puller import Puller, Sweeper
+from retinue_router.worker.puller import Puller
+from retinue_router.worker.remains import Remains
+from retinue_router.worker.reporter import Reporter
 from retinue_router.worker.runner import Parts, Runner
+from retinue_router.worker.scheduler import Scheduler
+from retinue_router.worker.sweeper import Sweeper
 
 POOL_SIZE = 12
-"""Connections for 64 slots: a turn holds one for three statements of half a millisecond."""
+"""Connections for all slots: a turn holds one for three statements of half a millisecond."""
 
 
 async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
@@ -43,41 +51,65 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
     for peer in peers.values():
         stack.push_async_callback(peer.close)
     clock, boot = SystemClock(), ids.new_id("wrk")
-    ring, store = Ring(client), LeaseStore(pool, settings.lease_s)
-    keeper = Keeper(store, ring, clock, settings.lease_s)
+    rings, store = Rings(client), LeaseStore(pool, settings.lease_s)
+    bus = Bus(client)
+    remains = Remains(bus)
+    keeper = Keeper(store, rings, clock, settings.lease_s)
+    policy = Policy(peers["policy"])
+    reporter = Reporter(policy, clock)
     projector = Projector(pool, settings.workspaces_dir)
     runner = Runner(
         Parts(
-            store, ring, Bus(client), keeper, Policy(peers["policy"]), Directory(peers["directory"], clock),
-            Runtimes(peers["runtime-adapter"]), projector, clock,
+            store, rings, bus, remains, keeper, policy, Directory(peers["directory"], clock),
+            Runtimes(peers["runtime-adapter"]), reporter, projector, clock, settings.put_back_s,
         ),
         boot,
     )  # fmt: skip
-    sweeper = Sweeper(sweep_pool, ring)
-    puller = Puller(runner, ring, sweeper, blocking, settings.slots)
+    sweeper = Sweeper(sweep_pool, rings)
+    room = Room(settings.tenant_waiting_count, settings.tenant_later_count)
+    scheduler = Scheduler(sweep_pool, ScheduleStore(pool), Doorbell(rings, client), room)
+    pullers = [
+        Puller(queue, runner, rings, sweeper, blocking, clock, slots)
+        for queue, slots in ((QueueClass.CHAT, settings.slots), (QueueClass.TASK, settings.task_slots))
+    ]
     loops = [
         asyncio.create_task(loop)
         for loop in (
             keeper.renew_for_ever(settings.renew_s),
+            keeper.keep_slots_for_ever(settings.renew_s),
             keeper.hear_pokes_for_ever(blocking, boot),
             projector.project_for_ever(),
+            remains.tell_for_ever(),
+            reporter.report_for_ever(),
             sweeper.sweep_for_ever(),
+            scheduler.fire_for_ever(),
         )
     ]
-    pulling = asyncio.create_task(puller.pull_for_ever())
+    schema = postgres.Schema(pool, "retinue_router", "router")
+    pulling = [asyncio.create_task(_pull(puller, schema)) for puller in pullers]
 
     async def stop() -> None:
         runner.draining = True
-        pulling.cancel()
-        await asyncio.gather(pulling, return_exceptions=True)
-        await puller.drain(settings.drain_s)
+        for loop in pulling:
+            loop.cancel()
+        await asyncio.gather(*pulling, return_exceptions=True)
+        await asyncio.gather(*(puller.drain(settings.drain_s) for puller in pullers))
+        keeper.release_all()
+        await asyncio.gather(*(puller.leave() for puller in pullers))
         await projector.flush()
         for loop in loops:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
+        await reporter.flush()
 
     stack.push_async_callback(stop)
-    return Server(settings.address, [], {"postgres": lambda: postgres.ping(pool), "redis": client.ping})
+    return Server(settings.address, [], {"postgres": schema.check, "redis": client.ping})
+
+
+async def _pull(puller: Puller, schema: postgres.Schema) -> None:
+    # An attempt that could not be ended by the functions of an older schema would be lost, and cost its run.
+    await schema.wait()
+    await puller.pull_for_ever()
 
 
 if __name__ == "__main__":

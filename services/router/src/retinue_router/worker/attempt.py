@@ -2,14 +2,13 @@
 
 import asyncio
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import msgspec
 import structlog
 from retinue.policy.v1 import policy_service_pb2 as policy_pb
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as adapter_pb
-from retinue.runtime_adapter.v1.runtime_event_pb2 import RuntimeEvent, RuntimeUsage
+from retinue.runtime_adapter.v1.runtime_event_pb2 import RuntimeEvent
 from retinue_kit import ids, telemetry, wire
 from retinue_kit.clock import Clock
 from retinue_kit.crashing import reach
@@ -17,49 +16,21 @@ from retinue_kit.errors import Reason, RetinueError
 
 from retinue_router.crash_points import EVENT_POINTS, Point
 from retinue_router.encoding import plain
-from retinue_router.ring import Ring, Ticket
-from retinue_router.worker.clients import Agent, Directory, Policy, Runtimes, duration, patiently
+from retinue_router.ring import Rings, Ticket
+from retinue_router.worker.clients import RUNTIME_ADAPTER, Agent, Directory, Policy, Runtimes, duration, patiently
 from retinue_router.worker.keeper import Keeper, Lease
 from retinue_router.worker.leases import Asked, ContextLine, Held, LeaseStore
+from retinue_router.worker.outcome import Outcome, Saved, storable, usage_of
+from retinue_router.worker.reporter import Reporter
 from retinue_router.worker.teller import Teller, lost
 
 HISTORY_SIZE_MAX_CHARS = 200_000
 """Text of earlier messages that a runtime is given, so that the call stays below a message's size."""
 
-RETRY_DELAY_S = 0.5
-"""Before the second attempt; doubled for each further one."""
-
 OVERHEAD_FACTOR = 4
 """A runtime keeps its own limit on text; this many times as much in events of all kinds is one that does not."""
 
-_RETRYABLE = frozenset({Reason.DEPENDENCY_UNAVAILABLE, Reason.INTERNAL})
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of an attempt so far."""
-
-    state: str = "failed"
-    text: str = ""
-    whole: list[str] = field(default_factory=list)
-    usage: dict[str, object] = field(default_factory=lambda: {"input_tokens": 0, "output_tokens": 0, "model": ""})
-    error: dict[str, object] | None = None
-    retryable: bool = False
-    parked: bool = False
-    ring: bool = False
-
-    @property
-    def output(self) -> str:
-        """All that it said."""
-        return "\n\n".join([*self.whole, self.text] if self.text else self.whole)
-
-
-class Saved(msgspec.Struct):
-    """What a checkpoint keeps: the runtime's own state, and the messages that are recorded already."""
-
-    state: bytes = b""
-    whole: list[str] = []
 
 
 class Attempt:
@@ -73,10 +44,11 @@ class Attempt:
         teller: Teller,
         keeper: Keeper,
         store: LeaseStore,
-        ring: Ring,
+        rings: Rings,
         policy: Policy,
         directory: Directory,
         runtimes: Runtimes,
+        reporter: Reporter,
         clock: Clock,
     ) -> None:
         self._ticket = ticket
@@ -85,10 +57,11 @@ class Attempt:
         self._teller = teller
         self._keeper = keeper
         self._store = store
-        self._ring = ring
+        self._rings = rings
         self._policy = policy
         self._directory = directory
         self._runtimes = runtimes
+        self._reporter = reporter
         self._clock = clock
         self._checkpoint: bytes | None = None
         saved = msgspec.msgpack.decode(held.checkpoint, type=Saved) if held.checkpoint else Saved()
@@ -98,13 +71,18 @@ class Attempt:
         self.outcome = Outcome(whole=list(saved.whole))
         self.agent = Agent("", "")
         self.decision: bytes | None = None
+        self._decided: policy_pb.Decision | None = None
+        self._begun = False
+        self._probing = False
 
     async def run(self) -> Outcome:
-        """Execute until the end. A wish to stop ends it as cancelled; a lost lease raises STALE_FENCING_TOKEN."""
+        """Execute until the end. A wish to stop ends it as cancelled, a release as queued; a lost lease raises
+        STALE_FENCING_TOKEN.
+        """
         out = self.outcome
         try:
             self._lease.interruptible = True
-            if self._lease.wish or self._lease.lost:
+            if self._lease.wish or self._lease.lost or self._lease.released:
                 self._lease.interrupt()
                 await asyncio.sleep(0)
             await self._execute()
@@ -116,21 +94,43 @@ class Attempt:
             task.uncancel()
             if self._lease.lost:
                 raise lost() from None
-            out.state, out.error = "cancelled", None
+            if self._lease.wish:
+                out.state, out.error = "cancelled", None
+            elif out.state != "succeeded" and out.error is None:
+                out.state = "queued"
         except RetinueError as error:
             if error.reason is Reason.STALE_FENCING_TOKEN:
                 raise
-            out.state, out.error = "failed", wire.to_json(wire.to_status(error))
-            out.retryable = error.reason in _RETRYABLE
+            out.fail(error, decided=self._decided is not None, begun=self._begun)
+            # Trouble of our own stores says nothing of the runtime.
+            if error.metadata.get("dependency", RUNTIME_ADAPTER) == RUNTIME_ADAPTER:
+                self._report_failure(error.reason)
         except Exception:
             # A bug of ours: the run ends with it now, instead of once its leases have run out three times.
             log.exception("attempt broke", run_id=self._held.run_id)
             broken = RetinueError(Reason.INTERNAL, "Something went wrong inside; the trace id leads to it.")
-            out.state, out.error, out.retryable = "failed", wire.to_json(wire.to_status(broken)), False
+            out.fail(broken, decided=True, begun=True)
+            out.retryable = False
         finally:
             self._lease.interruptible = False
+            if self._probing and self._decided is not None:
+                self._reporter.abandoned(self._ticket.tenant_id, self._decided.runtime, self._held.run_id)
             await self._absorb()
         return out
+
+    def _report_failure(self, reason: Reason | None) -> None:
+        decided, probed = self._decided, self._probing
+        if decided is not None:
+            self._probing = False
+            self._reporter.failed(self._ticket.tenant_id, decided.runtime, self._held.run_id, reason, probed=probed)
+
+    def _report_success(self) -> None:
+        decided, probed = self._decided, self._probing
+        if decided is not None:
+            self._probing = False
+            self._reporter.succeeded(
+                self._ticket.tenant_id, decided.runtime, self._held.run_id, probed=probed, watched=decided.watched
+            )
 
     async def _absorb(self) -> None:
         """Take in an interruption that came too late to stop anything, so that it cannot hit the commit."""
@@ -148,16 +148,17 @@ class Attempt:
             span.set_attribute("selected_agent", decision.runtime)
             span.set_attribute("decision.rule", decision.rules[-1].rule if decision.rules else "")
         reach(Point.DECIDED)
-        if held.attempt <= 1:
+        self._decided, self._probing = decision, decision.probes
+        if held.attempt <= 1 and not held.checkpoint:
             reason = decision.rules[-1].reason if decision.rules else ""
             data = {"attempt": held.attempt, "runtime": decision.runtime, "reason": reason}
             self._teller.tell("run.started", data, recorded=True)
-        await self._ring.tell_limits(
-            self._ticket.tenant_id, decision.limits.concurrent_run_count, decision.limits.weight
-        )
+        await self._rings.tell_limits(self._ticket, decision.limits.concurrent_run_count, decision.limits.weight)
         if not self._keeper.is_valid(self._lease) and not await self._keeper.confirm(self._lease):
             raise lost()
         request = self._request(decision, self._context())
+        await self._runtimes.ready()
+        self._begun = True
         reach(Point.INVOKING)
         with telemetry.span("agent_processing", runtime=decision.runtime) as span:
             await self._consume(request, decision)
@@ -236,9 +237,11 @@ class Attempt:
                 if limit and size > OVERHEAD_FACTOR * limit:
                     raise RetinueError(Reason.OUTPUT_TOO_LARGE, "The run produced more than a run may.")
                 if not ended:
+                    if self._probing and event.WhichOneof("event") != "failed":
+                        self._report_success()  # its first sign of life: others need not wait for its end
                     ended = await self._follow(event)
         if not ended:
-            raise RetinueError.unavailable("runtime-adapter", private="the stream ended without an ending")
+            raise RetinueError.unavailable(RUNTIME_ADAPTER, private="the stream ended without an ending")
 
     async def _follow(self, event: RuntimeEvent) -> bool:
         """Tell one event; True if it was the last."""
@@ -247,8 +250,9 @@ class Attempt:
         if self._told_before and kind in ("text_delta", "reasoning_delta", "card", "message_completed"):
             self._told_before -= kind == "message_completed"
             return False
-        if self._checkpoint is not None and kind != "finished":
-            await self._commit(self._checkpoint)  # a step that nothing but the end follows is recorded with the end
+        # A step that only the end follows is recorded with the end; a tool's end is recorded with the step that it was.
+        if self._checkpoint is not None and kind not in ("finished", "tool_finished"):
+            await self._commit(self._checkpoint)
         match kind:
             case "text_delta" | "reasoning_delta" | "tool_output":
                 self._tell(event)
@@ -266,11 +270,15 @@ class Attempt:
                 await self._park(event)
                 return True
             case "finished":
-                out.state, out.usage = "succeeded", _usage(event.finished.usage)
+                out.state, out.usage = "succeeded", usage_of(event.finished.usage)
+                self._report_success()
                 return True
             case "failed":
+                error = wire.from_status(event.failed.error, RUNTIME_ADAPTER)
                 out.state, out.error = "failed", storable(wire.to_json(event.failed.error))
-                out.retryable, out.usage = event.failed.retryable, _usage(event.failed.usage)
+                out.retryable, out.usage = event.failed.retryable, usage_of(event.failed.usage)
+                out.reason = error.reason
+                self._report_failure(error.reason)
                 return True
         return False
 
@@ -355,28 +363,3 @@ class Attempt:
         self.outcome.parked = True
         await teller.publish(entries)
         reach(Point.PARK_PUBLISHED)
-
-
-V = TypeVar("V")
-
-
-def storable(value: V) -> V:
-    """A value of JSON as Postgres can hold it: null characters, which no one can see, are left out of its texts."""
-    found: Any = value
-    if isinstance(value, str):
-        found = value.replace("\0", "")
-    elif isinstance(value, dict):
-        found = {storable(name): storable(element) for name, element in value.items()}
-    elif isinstance(value, list):
-        found = [storable(element) for element in value]
-    return cast("V", found)
-
-
-def retry_delay_s(attempt: int) -> float:
-    """How long a run waits after its n-th attempt has failed."""
-    return RETRY_DELAY_S * 2.0 ** (attempt - 1)
-
-
-def _usage(usage: RuntimeUsage) -> dict[str, object]:
-    model = storable(usage.model)
-    return {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, "model": model}

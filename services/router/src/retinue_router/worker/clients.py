@@ -6,9 +6,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import grpc
 from google.protobuf import duration_pb2
 from retinue.directory.v1 import directory_service_pb2 as directory_pb
 from retinue.directory.v1 import directory_service_pb2_grpc as directory_grpc
+from retinue.policy.v1 import breaker_pb2 as breaker_pb
 from retinue.policy.v1 import policy_service_pb2 as policy_pb
 from retinue.policy.v1 import policy_service_pb2_grpc as policy_grpc
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as adapter_pb
@@ -17,6 +19,9 @@ from retinue.runtime_adapter.v1.runtime_event_pb2 import RuntimeEvent
 from retinue_kit.client import Peer
 from retinue_kit.clock import Clock
 from retinue_kit.errors import Reason, RetinueError
+
+RUNTIME_ADAPTER = "runtime-adapter"
+"""The adapter's name among dependencies."""
 
 PATIENCE_S = 10.0
 """How long a neighbour that does not answer is waited for: several times what a restart takes, so that a deploy costs
@@ -68,6 +73,10 @@ class Policy:
         response: policy_pb.DecideResponse = await self._peer.call(self._stub.Decide, request)
         return response.decision
 
+    async def report(self, outcomes: list[breaker_pb.Outcome]) -> None:
+        """Say how attempts went, in order; at most 500. Raises RetinueError."""
+        await self._peer.call(self._stub.ReportOutcomes, policy_pb.ReportOutcomesRequest(outcomes=outcomes))
+
 
 class Directory:
     """Knows tenants' agents, for a few seconds without asking again."""
@@ -105,6 +114,19 @@ class Runtimes:
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self._stub = adapter_grpc.RuntimeAdapterServiceStub(peer.channel)
+
+    async def ready(self) -> None:
+        """Wait until there is a connection, which costs nothing where there is one: an adapter that restarts is waited
+        for, so that what it never heard of costs no attempt. Raises DEPENDENCY_UNAVAILABLE after PATIENCE_S.
+        """
+        channel = self._peer.channel
+        if channel.get_state() is grpc.ChannelConnectivity.READY:
+            return
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await channel.channel_ready()
+        except TimeoutError:
+            raise RetinueError.unavailable(RUNTIME_ADAPTER, private="no connection") from None
 
     async def invoke(self, request: adapter_pb.InvokeRequest) -> AsyncGenerator[RuntimeEvent, None]:
         """Execute one attempt; leaving the iteration aborts it. Raises RetinueError if the adapter is lost."""

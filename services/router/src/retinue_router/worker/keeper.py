@@ -9,15 +9,17 @@ from redis.exceptions import RedisError
 from retinue_kit.clock import Clock
 from retinue_kit.crashing import reach
 from retinue_kit.errors import RetinueError
+from retinue_kit.metrics import counter
 
 from retinue_router.crash_points import Point
-from retinue_router.ring import Ring, Ticket
+from retinue_router.ring import Rings, Ticket
 from retinue_router.worker.leases import LeaseStore, Renewed
 
 MARGIN_S = 0.2
 """A lease is taken for over this much before its end, so that a slow clock starts nothing that it may not."""
 
 RECONNECT_S = 0.5
+leases_lost = counter("leases_lost", "Leases that this worker believed in and that had gone to another.")
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
@@ -31,6 +33,8 @@ class Lease:
     task: "asyncio.Task[object]"
     wish: str | None = None
     lost: bool = False
+    released: bool = False
+    """Whether it is to be given back at once, since the process ends."""
     interruptible: bool = field(default=False)
     interrupted: bool = False
 
@@ -44,19 +48,19 @@ class Lease:
 class Keeper:
     """Renews all leases of this process together, and at once where somebody pokes."""
 
-    def __init__(self, store: LeaseStore, ring: Ring, clock: Clock, lease_s: float) -> None:
+    def __init__(self, store: LeaseStore, rings: Rings, clock: Clock, lease_s: float) -> None:
         self._store = store
-        self._ring = ring
+        self._rings = rings
         self._clock = clock
         self._lease_s = lease_s
         self._leases: dict[Ticket, Lease] = {}
-        self.lost_count = 0
+        self._releasing = False
 
     def add(self, ticket: Ticket, token: int, asked_at: float) -> Lease:
         """Take charge of a lease whose grant was asked for at this (monotonic) time by the current task."""
         task = asyncio.current_task()
         assert task is not None
-        lease = Lease(ticket, token, asked_at + self._lease_s - MARGIN_S, task)
+        lease = Lease(ticket, token, asked_at + self._lease_s - MARGIN_S, task, released=self._releasing)
         self._leases[ticket] = lease
         return lease
 
@@ -64,6 +68,13 @@ class Keeper:
         """Let go of a lease that was given back or lost."""
         if self._leases.get(lease.ticket) is lease:
             del self._leases[lease.ticket]
+
+    def release_all(self) -> None:
+        """Interrupt what goes on under every lease, now and from now on, so that others go on with it at once."""
+        self._releasing = True
+        for lease in list(self._leases.values()):
+            lease.released = True
+            lease.interrupt()
 
     @property
     def count(self) -> int:
@@ -88,10 +99,19 @@ class Keeper:
                 continue
             try:
                 await self._renew(leases)
-                # Not those that ended meanwhile: nobody would give their slots back again.
-                await self._ring.held([le.ticket for le in leases if le.ticket in self._leases], self._lease_s * 2)
             except RetinueError as error:
                 log.warning("leases not renewed", count=len(leases), detail=error.private)
+
+    async def keep_slots_for_ever(self, every_s: float) -> None:
+        """Keep the slots of the leases in the ring; apart from renewals, which must not wait for a Redis that hangs."""
+        while True:
+            await asyncio.sleep(every_s)
+            if not self._leases:
+                continue
+            try:
+                await self._rings.held(list(self._leases), self._lease_s * 2)
+            except RetinueError as error:
+                log.info("slots not kept", detail=error.private)
 
     async def _renew(self, leases: list[Lease]) -> None:
         asked_at = self._clock.monotonic()
@@ -108,7 +128,7 @@ class Keeper:
             elif self._leases.get(lease.ticket) is lease and not lease.lost:
                 # Given back in the meantime, or taken by another: only the former may happen quietly.
                 lease.lost = True
-                self.lost_count += 1
+                leases_lost.inc()
                 log.warning("lease lost", tenant_id=lease.ticket.tenant_id, log_id=lease.ticket.log_id)
                 lease.interrupt()
 

@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 import msgspec
 from retinue_kit import postgres
+from retinue_kit.metrics import stale_writes_refused
 from retinue_kit.streams import Cursor, Entry
 
 from retinue_router.domain.events import written
@@ -139,6 +140,13 @@ def _held(row: Any) -> Held | None:
     )
 
 
+def _accepted(row: Any) -> bool:
+    """Whether a write under a lease was made; counts what was refused."""
+    if not row["ok"]:
+        stale_writes_refused.labels("postgres").inc()
+    return bool(row["ok"])
+
+
 _FINISH = "select * from finish_2($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19)"
 
 
@@ -178,7 +186,7 @@ class LeaseStore:
                 "select * from checkpoint_1($1, $2, $3, $4, $5, $6, $7, $8)",
                 *ticket, token, run_id, events.decode(), state, decision.decode(), self._lease,
             )  # fmt: skip
-        return written(token, row["events"]) if row["ok"] else None
+        return written(token, row["events"]) if _accepted(row) else None
 
     async def park(
         self, ticket: Ticket, token: int, run_id: str, events: bytes, state: bytes, decision: bytes, asked: "Asked"
@@ -190,7 +198,18 @@ class LeaseStore:
                 *ticket, token, run_id, events.decode(), state, decision.decode(), asked.approval_id, asked.n,
                 asked.call_id, asked.tool, asked.summary, timedelta(seconds=asked.expire_s),
             )  # fmt: skip
-        return (written(token, row["events"]), row["ring"]) if row["ok"] else None
+        return (written(token, row["events"]), row["ring"]) if _accepted(row) else None
+
+    async def put_back(
+        self, ticket: Ticket, token: int, run_id: str, delay_s: float, growth_max_s: float, wait_max_s: float
+    ) -> float | None:
+        """Count how long a run is put back for; answers this time's seconds, None if it has waited for wait_max_s."""
+        with postgres.translating():
+            delay: float | None = await self._pool.fetchval(
+                "select put_back_1($1, $2, $3, $4, $5, $6)",
+                ticket.tenant_id, run_id, token, delay_s, growth_max_s, wait_max_s,
+            )  # fmt: skip
+        return delay
 
     async def finish(
         self, ticket: Ticket, token: int, run_id: str, ending: Ending, holder: str, *, take_next: bool
@@ -204,7 +223,7 @@ class LeaseStore:
                 ending.agent_id, ending.events.decode(), ending.terminal_n, timedelta(seconds=ending.delay_s),
                 ending.refund, ending.dead, holder, self._lease, take_next, ATTEMPTS_MAX,
             )  # fmt: skip
-        if not row["ok"]:
+        if not _accepted(row):
             return None
         return Ended(row["state"], written(token, row["events"]), row["ring"], row["told"], _held(row["next"]))
 

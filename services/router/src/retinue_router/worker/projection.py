@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,22 @@ import structlog
 from retinue_kit import postgres
 from retinue_kit.crashing import reach
 from retinue_kit.errors import RetinueError
+from retinue_kit.metrics import stale_writes_refused
 from retinue_kit.streams import START, Cursor
 
 from retinue_router.crash_points import Point
 from retinue_router.domain.events import instant
 from retinue_router.ring import Ticket
-from retinue_router.workspace import PROFILE_FILE, contact_dir, locked, open_beneath, write_profile
+from retinue_router.workspace import add_profile, contact_dir, open_in, opened
 
 THREAD_FILE = "thread.jsonl"
 TAIL_SIZE_BYTES = 512 * 1024
 """Enough of a file's end to hold its last line: a message is at most 100,000 characters of at most 4 bytes."""
 
 PAGE_ROWS = 500
+PAGES_MAX = 10_000
+"""Pages written for one wish: five million messages; what is left waits for the next."""
+
 PENDING_MAX = 10_000
 """Logs whose projection waits; more are left to their next message, which catches up."""
 
@@ -50,6 +55,7 @@ class Projector:
         self._root = root
         self._pending: dict[Ticket, str] = {}
         self._wake = asyncio.Event()
+        self._flushing = asyncio.Lock()
 
     def project(self, ticket: Ticket, contact: str) -> None:
         """Ask for a contact's file to be brought up to date soon."""
@@ -65,46 +71,70 @@ class Projector:
             await self.flush()
 
     async def flush(self) -> None:
-        """Do what waits."""
-        while self._pending:
-            ticket, contact = next(iter(self._pending.items()))
-            del self._pending[ticket]
-            try:
-                await self.bring_up(ticket, contact)
-            except (RetinueError, OSError) as error:
-                log.warning("workspace not written", log_id=ticket.log_id, detail=str(error)[:200])
+        """Do what waits, and wait for what is being done: a process that stops cuts nothing off."""
+        async with self._flushing:
+            while self._pending:
+                ticket, contact = next(iter(self._pending.items()))
+                del self._pending[ticket]
+                try:
+                    await self.bring_up(ticket, contact)
+                except (RetinueError, OSError) as error:
+                    log.warning("workspace not written", log_id=ticket.log_id, detail=str(error)[:200])
 
     async def bring_up(self, ticket: Ticket, contact: str) -> None:
         """Append to a contact's thread.jsonl what it lacks of the log.
 
-        The deletion of a contact takes the same lock after its commit: what is read here under the lock is either still
-        true, or removed by whoever waits for it.
+        No lock is held, which a worker that is stopped would keep for ever. None is needed: where a line stands follows
+        from the log alone, so that a late writer could only write what is there. The file is opened before the log is
+        read: whoever deletes the contact, rows first, takes the file from under a writer that has read them.
         """
-        async with locked(self._root, ticket.tenant_id):
-            path = contact_dir(self._root, ticket.tenant_id, contact) / THREAD_FILE
-            last = START
-            if path.exists():
-                with open_beneath(path.parent, THREAD_FILE) as file:
-                    last = _last_cursor(file)
-            while True:
-                rows = await self._rows(ticket, last)
-                if rows:
-                    last = Cursor(rows[-1]["token"], rows[-1]["n"])
-                    reach(Point.PROJECTING)
-                    with open_beneath(path.parent, THREAD_FILE) as file:
-                        os.write(file, b"".join(map(_line, rows)))
-                    reach(Point.PROJECTED)
-                if len(rows) < PAGE_ROWS:
-                    break
-            if path.parent.exists() and not (path.parent / PROFILE_FILE).exists():
-                # Nobody has written a profile: whoever does holds the same lock.
-                blank = {"contact": contact, "display_name": "", "channel": "", "profile": {}}
-                write_profile(self._root, ticket.tenant_id, contact, blank)
+        folder = contact_dir(self._root, ticket.tenant_id, contact)
+        if not (folder / THREAD_FILE).exists() and not await self._rows(ticket, START, 1):
+            return
+        with opened(folder) as directory:
+            with open_in(directory, THREAD_FILE) as file:
+                whole = await self._append(ticket, file)
+                empty = os.fstat(file).st_size == 0
+            if whole and empty:  # deleted since the first look: nothing is made for a contact that is not there
+                with suppress(OSError):
+                    os.unlink(THREAD_FILE, dir_fd=directory)
+                    folder.rmdir()
+                return
+            if not whole:
+                with suppress(FileNotFoundError):
+                    os.unlink(THREAD_FILE, dir_fd=directory)  # not ours any more: the log makes it anew
+                with open_in(directory, THREAD_FILE) as file:
+                    await self._append(ticket, file)
+            blank = {"contact": contact, "display_name": "", "channel": "", "profile": {}}
+            add_profile(directory, blank)
 
-    async def _rows(self, ticket: Ticket, after: Cursor) -> list[Any]:
+    async def _append(self, ticket: Ticket, file: int) -> bool:
+        """Append what a file lacks; False if it holds something else than lines of ours."""
+        for _ in range(PAGES_MAX):
+            size = os.fstat(file).st_size
+            end = _end(file, size)
+            if end is None:
+                return False
+            offset, last = end
+            rows = await self._rows(ticket, last, PAGE_ROWS)
+            if not rows:
+                break
+            reach(Point.PROJECTING)
+            found = os.fstat(file)
+            if found.st_nlink == 0 or found.st_size != size:
+                # Another has written since, or the contact is gone: what was read is old.
+                stale_writes_refused.labels("workspace").inc()
+                continue
+            os.pwrite(file, b"".join(map(_line, rows)), offset)
+            reach(Point.PROJECTED)
+            if len(rows) < PAGE_ROWS:
+                break
+        return True
+
+    async def _rows(self, ticket: Ticket, after: Cursor, limit: int) -> list[Any]:
         with postgres.translating():
             rows: list[Any] = await self._pool.fetch(
-                "select * from thread_1($1, $2, $3, $4, $5)", *ticket, after.token, after.n, PAGE_ROWS
+                "select * from thread_1($1, $2, $3, $4, $5)", *ticket, after.token, after.n, limit
             )
         return rows
 
@@ -127,20 +157,18 @@ def _line(row: Any) -> bytes:
     )
 
 
-def _last_cursor(file: int) -> Cursor:
-    """Find the last whole line's cursor and cut off what a crash left behind it."""
-    size = os.fstat(file).st_size
+def _end(file: int, size: int) -> tuple[int, Cursor] | None:
+    """Find where the last whole line ends and its cursor; what a crash left behind it is written over.
+
+    None if the file does not end in a line of ours.
+    """
     start = max(0, size - TAIL_SIZE_BYTES)
     tail = os.pread(file, size - start, start)
     end = tail.rfind(b"\n") + 1
-    if start + end < size:
-        os.ftruncate(file, start + end)
     lines = tail[:end].splitlines()
     if not lines:
-        os.ftruncate(file, 0)
-        return START
+        return (0, START) if start == 0 else None
     try:
-        return Cursor.parse(msgspec.json.decode(lines[-1], type=Line).cursor)
+        return start + end, Cursor.parse(msgspec.json.decode(lines[-1], type=Line).cursor)
     except (msgspec.DecodeError, RetinueError):
-        os.ftruncate(file, 0)  # not ours any more: the log makes it anew
-        return START
+        return None

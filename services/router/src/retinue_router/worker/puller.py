@@ -1,95 +1,58 @@
-"""Takes logs from the ring as slots are free; the sweeper rings what nobody rang, and stands in for Redis."""
+"""Takes logs from the ring as slots are free."""
 
 import asyncio
-import random
 
-import asyncpg
 import redis.asyncio
 import structlog
-from retinue_kit import postgres
+from retinue_kit.clock import Clock
 from retinue_kit.crashing import reach
 from retinue_kit.errors import RetinueError
 
 from retinue_router.crash_points import Point
-from retinue_router.ring import Ring, Ticket
+from retinue_router.domain.queues import QueueClass
+from retinue_router.ring import Rings, Ticket
 from retinue_router.worker.runner import Runner
+from retinue_router.worker.sweeper import SWEEP_S, Sweeper
+
+RELEASE_S = 3.0
+"""Time to give runs back when the process ends: a call and a commit each. Orchestrators kill after thirty seconds."""
 
 BELL_WAIT_S = 1
-"""A blocked worker looks by itself this often: slots that expired ring no bell."""
+"""A worker looks by itself this often, even where the bell hands it all its work: slots that expired ring no bell, and
+only who looks finds that the ring was emptied."""
 
-SWEEP_S = 0.5
-SWEEP_GRACE_S = 0.5
-"""What is due for less than this was most likely rung and is on its way."""
-
-SWEEP_ROWS_MAX = 500
-_SWEEP_LOCK = 0x52E7_1BE1
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-class Sweeper:
-    """Sees ids of what is due, of all tenants."""
-
-    def __init__(self, pool: "asyncpg.Pool", ring: Ring) -> None:
-        self._pool = pool
-        self._ring = ring
-
-    async def sweep_for_ever(self) -> None:
-        """Ring what is due and was not rung; one process of the mesh at a time does it."""
-        while True:
-            await asyncio.sleep(SWEEP_S * random.uniform(0.8, 1.2))  # noqa: S311
-            try:
-                for ticket in await self._due_alone():
-                    reach(Point.SWEPT)
-                    await self._ring.push(*ticket)
-                    reach(Point.SWEEP_RUNG)
-            except RetinueError as error:
-                log.info("not swept", detail=error.private)
-
-    async def _due_alone(self) -> list[Ticket]:
-        with postgres.translating():
-            async with self._pool.acquire(timeout=postgres.ACQUIRE_TIMEOUT_S) as connection, connection.transaction():
-                if not await connection.fetchval("select pg_try_advisory_xact_lock($1)", _SWEEP_LOCK):
-                    return []
-                return await _due(connection, SWEEP_GRACE_S)
-
-    async def due_now(self) -> list[Ticket]:
-        """What is due, in random order: several workers without a ring should not all begin with the same."""
-        with postgres.translating():
-            async with self._pool.acquire(timeout=postgres.ACQUIRE_TIMEOUT_S) as connection:
-                tickets = await _due(connection, 0.0)
-        random.shuffle(tickets)
-        return tickets
-
-
-async def _due(connection: "asyncpg.Connection", grace_s: float) -> list[Ticket]:
-    rows = await connection.fetch(
-        "select tenant_id, log_id from logs where due_time < clock_timestamp() - make_interval(secs => $1)"
-        " order by due_time limit $2",
-        grace_s,
-        SWEEP_ROWS_MAX,
-    )
-    return [Ticket(row["tenant_id"], row["log_id"]) for row in rows]
-
-
 class Puller:
-    """Fills this process's slots."""
+    """Fills this process's slots of one class."""
 
     def __init__(
-        self, runner: Runner, ring: Ring, sweeper: Sweeper, blocking: "redis.asyncio.Redis", slots: int
+        self,
+        queue: QueueClass,
+        runner: Runner,
+        rings: Rings,
+        sweeper: Sweeper,
+        blocking: "redis.asyncio.Redis",
+        clock: Clock,
+        slots: int,
     ) -> None:
+        self._queue = queue
         self._runner = runner
-        self._ring = ring
+        self._ring = rings.of(queue)
         self._sweeper = sweeper
         self._blocking = blocking
+        self._clock = clock
         self._slots = asyncio.Semaphore(slots)
         self._dry = False
+        self._looked_at = clock.monotonic()
         self._tasks: dict[asyncio.Task[None], Ticket] = {}
 
     async def pull_for_ever(self) -> None:
         """Start a task for each log taken, as long as slots are free."""
         while True:
             if self._slots.locked():
-                self._runner.crowded = True
+                self._runner.crowded.add(self._queue)
             await self._slots.acquire()
             taken = False
             try:
@@ -104,15 +67,19 @@ class Puller:
                     self._slots.release()
 
     async def _pull(self) -> bool:
-        if self._dry:
+        if self._dry and self._clock.monotonic() < self._looked_at + BELL_WAIT_S:
             ticket = await self._ring.wait_for_bell(self._blocking, BELL_WAIT_S)
             if ticket is not None:
                 self._start(ticket)
                 return True
+        self._looked_at = self._clock.monotonic()
         popped = await self._ring.pop()
         self._dry = popped is None or not popped.more
         # As long as slots are free here, whatever waits is taken at once: nobody needs to make room.
-        self._runner.crowded = not self._dry
+        if self._dry:
+            self._runner.crowded.discard(self._queue)
+        else:
+            self._runner.crowded.add(self._queue)
         if popped is None:
             return False
         self._start(popped.ticket)
@@ -121,7 +88,7 @@ class Puller:
     async def _pull_without_ring(self) -> None:
         busy = set(self._tasks.values())
         try:
-            due = await self._sweeper.due_now()
+            due = await self._sweeper.due_now(self._queue)
         except RetinueError as error:
             log.warning("no log either", detail=error.private)
             return
@@ -133,9 +100,24 @@ class Puller:
                 self._start(ticket)
 
     def _start(self, ticket: Ticket) -> None:
-        task = asyncio.create_task(self._runner.work(ticket))
+        task = asyncio.create_task(self._work(ticket))
         self._tasks[task] = ticket
         task.add_done_callback(self._ended)
+
+    async def _work(self, ticket: Ticket) -> None:
+        try:
+            await self._runner.work(ticket)
+        finally:
+            await self._give_back(ticket)
+
+    async def _give_back(self, ticket: Ticket) -> None:
+        """Give the slot back to the ring that it was taken from; an older process puts tasks into that of chats."""
+        reach(Point.GIVING_BACK)
+        try:
+            await self._ring.done(ticket)
+            reach(Point.GIVEN_BACK)
+        except RetinueError as error:
+            log.info("slot not given back; it expires", detail=error.private)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         del self._tasks[task]
@@ -144,9 +126,14 @@ class Puller:
             log.error("a run's task broke", exc_info=task.exception())
 
     async def drain(self, grace_s: float) -> None:
-        """Wait for runs under way, then leave them to others: their leases run out."""
+        """Wait for runs under way."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
+
+    async def leave(self) -> None:
+        """Wait for runs that are given back; what hangs even then is left to its lease's end."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=RELEASE_S)
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:

@@ -9,12 +9,14 @@ import msgspec
 import structlog
 from retinue_kit.crashing import reach
 from retinue_kit.errors import Reason, RetinueError
+from retinue_kit.metrics import stale_writes_refused
 from retinue_kit.streams import Appended, Bus, Cursor, Entry, Kind, Opening, log_key
 
 from retinue_router.crash_points import Point
 from retinue_router.domain.events import instant, render
 from retinue_router.ring import Ticket
 from retinue_router.worker.leases import Held
+from retinue_router.worker.remains import UNSENT_ENTRIES_MAX, Remains
 
 FLUSH_GAP_S = 0.004
 """Deltas that come within this after others are told together: a reader sees no difference, the bus has a third of the
@@ -24,10 +26,6 @@ EVENTS_BEFORE_SLOWING = 5_000
 """After so many events of one attempt they are gathered for longer, so that a chatty runtime cannot fill the stream."""
 
 SLOW_FLUSH_S = 0.1
-
-UNSENT_ENTRIES_MAX = 1_000
-"""Entries kept for a bus that does not answer: minutes of an answer, since texts are joined while a call waits. With
-more, watchers are left with the facts of the log."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -41,10 +39,14 @@ class Teller:
     """Tells the events of one attempt on the bus, in order; durable ones only once they are committed.
 
     `confirm` asks Postgres whether the lease still holds. Trouble with the bus never stops a run: the log has it all.
+    What the attempt could not tell by its end goes to `remains`, and what is there of the log is told first.
     """
 
-    def __init__(self, bus: Bus, ticket: Ticket, held: Held, confirm: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(
+        self, bus: Bus, ticket: Ticket, held: Held, confirm: Callable[[], Awaitable[bool]], remains: Remains
+    ) -> None:
         self._bus = bus
+        self._remains = remains
         self._key = log_key(*ticket)
         self._held = held
         self._confirm = confirm
@@ -58,6 +60,8 @@ class Teller:
         self._paused = False
         self._frozen: list[Entry] = []
         self._unrecorded: list[dict[str, object]] = []
+        self._promised: list[Entry] = []
+        """Told, and to be recorded by the next commit: until then only the bus can show them."""
         self._refused = False
         self._unsent: list[Entry] = []
 
@@ -121,21 +125,28 @@ class Teller:
         What is not on its way yet is told together with the facts: one call to the bus less in each turn.
         """
         self._paused = True
-        if self._flushing is not None:
-            self._hurry()
-            await self._flushing
-        self._paused = False
+        try:
+            if self._flushing is not None:
+                self._hurry()
+                await self._flushing
+        finally:
+            self._paused = False
         self._number()
 
     async def publish(self, entries: list[Entry]) -> None:
         """Publish what a commit made facts; repeats of what was told before are ignored."""
         self._unrecorded.clear()
+        self._promised.clear()
         if entries:
             self._prev = entries[-1].cursor
             # A commit also writes what was told before, such as run.started: in a stream that is gone it comes first.
             facts = {entry.cursor: entry for entry in [*self._take_frozen(), *entries]}
             batch = [facts[cursor] for cursor in sorted(facts)]
             await self._append(batch, Opening.CLAIM if batch[0].kind is Kind.MARK else Opening.COMMITTED)
+
+    def leave(self) -> None:
+        """Say that nothing more will be told: what the bus has not taken is kept for when it answers."""
+        self._remains.keep(self._key, self._unsent)
 
     def _hurry(self) -> None:
         if self._gap is not None and not self._gap.done():
@@ -179,9 +190,11 @@ class Teller:
         time = instant(now)
         for type_, data, recorded in pending:
             self._n += 1
+            entry = self._entry(self._n, type_, data, time)
             if recorded:
                 self.record(type_, data, self._n, now)
-            self._frozen.append(self._entry(self._n, type_, data, time))
+                self._promised.append(entry)
+            self._frozen.append(entry)
 
     def _take_frozen(self) -> list[Entry]:
         frozen, self._frozen = self._frozen, []
@@ -194,29 +207,37 @@ class Teller:
         if self._unsent:
             # A bus that has missed something is told that first; what has become a fact meanwhile is told as one.
             found = {entry.cursor: entry for entry in [*self._unsent, *entries]}
-            entries, self._unsent = [found[cursor] for cursor in sorted(found)], []
+            entries = [found[cursor] for cursor in sorted(found)]
             if entries[0].kind is Kind.MARK:
                 opening = Opening.CLAIM
+        # Until the bus has said that it took them: a call that is cut off by a wish to stop has told nothing for sure.
+        self._unsent = entries if len(entries) <= UNSENT_ENTRIES_MAX else []
         try:
+            await self._remains.tell(self._key)
             keep = self._held.keep_token if opening is Opening.CLAIM else 0
             reach(Point.APPENDING)
             answer = await self._bus.append(self._key, entries, opening=opening, keep_token=keep)
             reach(Point.APPENDED)
             if answer is Appended.OK:
+                self._unsent = []
                 return
+            stale_writes_refused.labels("stream").inc(answer is Appended.STALE)
             if opening is Opening.COMMITTED or not await self._confirm():
                 # Another has spoken since: watchers find these facts in the log, by its `prev`.
-                self._refused = True
+                self._refused, self._unsent = True, []
                 return
             if answer is Appended.STALE:
                 # Postgres says that our token is the highest: the stream outlived the database that it told of.
                 await self._bus.delete(self._key)
-            mark = Entry(Cursor(entries[0].cursor.token, entries[0].cursor.n - 1), Kind.MARK, self._prev, "", "", b"")
-            await self._bus.append(self._key, [mark, *entries], opening=Opening.CLAIM, keep_token=0)
+            # A watcher that joined meanwhile has seen what the log holds; what is only promised to it comes again.
+            again = {entry.cursor: entry for entry in [*self._promised, *entries]}
+            first = min(again)
+            mark = Entry(Cursor(first.token, first.n - 1), Kind.MARK, self._prev, "", "", b"")
+            batch = [mark, *(again[cursor] for cursor in sorted(again))]
+            await self._bus.append(self._key, batch, opening=Opening.CLAIM, keep_token=0)
+            self._unsent = []
         except RetinueError as error:
             log.warning("bus does not answer; the log has it", detail=error.private)
-            if len(entries) <= UNSENT_ENTRIES_MAX:
-                self._unsent = entries
 
 
 def _wake(gap: "asyncio.Future[None]") -> None:

@@ -80,7 +80,6 @@ class LightAdapter(Adapter):
             return
         key = (request.tenant_id, request.run_id)
         attempt = Attempt(deadlines.timeout_s(request.run_time.ToMilliseconds() / 1000 or RUN_TIME_S))
-        self.abort(*key)  # an attempt that comes later has overtaken the one before
         self._running[key] = attempt
         messages = wire.messages(request)
         answer = Answer(

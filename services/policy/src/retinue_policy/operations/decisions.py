@@ -1,10 +1,11 @@
-"""The verb of policy."""
+"""Deciding how a run is to be executed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from retinue_policy.domain import rules
 from retinue_policy.domain.rules import Decision, Defaults, Snapshot, Tenant
+from retinue_policy.operations.breakers import Breakers
 
 
 class Tenants(Protocol):
@@ -19,6 +20,7 @@ class Tenants(Protocol):
 class Run:
     """What the caller knows of the run."""
 
+    run_id: str
     kind: str
     requested_runtime: str
     session_runtime: str
@@ -26,18 +28,33 @@ class Run:
     tool_transaction_open: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A decision, and what the caller owes for it: a report of a probe, or of a success that is worth knowing."""
+
+    decision: Decision
+    probes: bool
+    watched: bool
+
+
 class Policy:
     """Decides for one deployment: which runtimes are on, and what holds by default."""
 
     def __init__(
-        self, tenants: Tenants, runtimes_on: tuple[str, ...], sticky_window_s: float, defaults: Defaults
+        self,
+        tenants: Tenants,
+        breakers: Breakers,
+        runtimes_on: tuple[str, ...],
+        sticky_window_s: float,
+        defaults: Defaults,
     ) -> None:
         self._tenants = tenants
+        self._breakers = breakers
         self._runtimes_on = runtimes_on
         self._sticky_window_s = sticky_window_s
         self._defaults = defaults
 
-    async def decide(self, tenant_id: str, run: Run) -> Decision:
+    async def decide(self, tenant_id: str, run: Run) -> Decided:
         """Take the snapshot and decide. Raises what the rules and the tenants raise."""
         snapshot = Snapshot(
             kind=run.kind,
@@ -49,5 +66,13 @@ class Policy:
             sticky_window_s=self._sticky_window_s,
             tenant=await self._tenants.tenant(tenant_id),
             defaults=self._defaults,
+            failing=self._breakers.failing(tenant_id, run.run_id),
         )
-        return rules.decide(snapshot)
+        # Each turn but the last takes away a runtime, and with none left the rules refuse.
+        while True:
+            decision = rules.decide(snapshot)
+            admission = await self._breakers.admit(decision.runtime, tenant_id, run.run_id)
+            if not admission.wait_s:
+                watched = self._breakers.watched(decision.runtime, tenant_id)
+                return Decided(decision, admission.probes, watched)
+            snapshot = replace(snapshot, failing={**snapshot.failing, decision.runtime: admission.wait_s})

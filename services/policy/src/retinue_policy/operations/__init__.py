@@ -1,0 +1,1 @@
+"""The verbs of policy; each module says what it needs from outside."""

@@ -1,0 +1,87 @@
+"""A holder's own clock: it starts nothing under a lease that may be over."""
+
+import asyncio
+
+import pytest
+from retinue_router.ring import Ticket
+from retinue_router.worker.keeper import MARGIN_S, Keeper
+from retinue_router.worker.leases import Renewed
+
+LEASE_S = 3.0
+TICKET = Ticket("ten_a", "log_a")
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.at = 100.0
+
+    def monotonic(self) -> float:
+        return self.at
+
+
+class Store:
+    """Answers renewals after some time, or says that the lease is gone."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.takes_s = 0.0
+        self.gone = False
+
+    async def renew(self, leases):
+        self.clock.at += self.takes_s
+        return [] if self.gone else [Renewed(ticket, token, None) for ticket, token in leases]
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def store(clock):
+    return Store(clock)
+
+
+@pytest.fixture
+def keeper(clock, store):
+    return Keeper(store, None, clock, LEASE_S)
+
+
+async def test_a_lease_counts_from_when_it_was_asked_for_not_from_when_the_answer_came(keeper, clock):
+    asked_at = clock.at
+    clock.at += 1.0  # the claim took its time
+    lease = keeper.add(TICKET, 1, asked_at)
+    clock.at = asked_at + LEASE_S - MARGIN_S - 0.001
+    assert keeper.is_valid(lease)
+    clock.at = asked_at + LEASE_S - MARGIN_S
+    assert not keeper.is_valid(lease)
+
+
+async def test_a_renewal_counts_from_when_it_was_asked_for(keeper, clock, store):
+    lease = keeper.add(TICKET, 1, clock.at)
+    store.takes_s = 1.0
+    asked_at = clock.at
+    assert await keeper.confirm(lease)
+    clock.at = asked_at + LEASE_S - MARGIN_S
+    assert not keeper.is_valid(lease)
+
+
+async def test_a_lease_that_is_lost_stays_lost_and_interrupts_what_goes_on_under_it(keeper, clock, store):
+    begun = asyncio.Event()
+
+    async def work():
+        lease = keeper.add(TICKET, 1, clock.at)
+        lease.interruptible = True
+        begun.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await begun.wait()
+    (lease,) = keeper._leases.values()
+    store.gone = True
+    assert not await keeper.confirm(lease)
+    assert not keeper.is_valid(lease)
+    with pytest.raises(asyncio.CancelledError):
+        await task
