@@ -53,7 +53,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._seen: set[str] = set()
+        self._seen: set[tuple[str, int]] = set()
         for part in ("hits", "armed", "fired"):
             (path / part).mkdir(parents=True, exist_ok=True)
 
@@ -76,8 +76,10 @@ class Folder:
         found = []
         for path in (self.path / "fired").glob(f"{point}.*"):
             pid = path.name.removeprefix(f"{point}.")
-            if pid.isdecimal() and path.name not in self._seen:
-                self._seen.add(path.name)
+            # A process that was stopped may come to the point once more, under the same number.
+            shot = (path.name, path.stat().st_ctime_ns)
+            if pid.isdecimal() and shot not in self._seen:
+                self._seen.add(shot)
                 found.append(Fired(point, int(pid), path.read_text().strip()))
         return found
 

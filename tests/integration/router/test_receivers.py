@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -214,12 +215,13 @@ async def test_a_feishu_bot_without_a_secret_gets_no_signature(post, receiver):
     )
 
 
-async def test_neither_url_nor_secret_is_logged(post, receiver, capfd):
+async def test_neither_url_nor_secret_is_logged(post, receiver):
     _, secret = await post.make(receiver.url("/very-secret-path"))
     receiver.answers = [receiver.answer(500)]
     await post.happen()
-    await post.round()
-    said = "".join(capfd.readouterr())
+    with structlog.testing.capture_logs() as lines:
+        await post.round()
+    said = str(lines)
     assert "attempt ended" in said
     assert "very-secret-path" not in said
     assert secret not in said

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 from retinue_kit import ids
+from retinue_router.worker.leases import LeaseStore
 
 STEPS = 3
 
@@ -68,6 +69,29 @@ async def test_a_lost_workers_run_goes_on_after_its_second_step(mesh, spawn, eve
 
 async def _told(mesh, text):
     return any(text.encode() in e.json for e in await mesh.told())
+
+
+async def test_a_tools_end_is_recorded_together_with_the_step_that_it_was(mesh, monkeypatch, when_over):
+    """Between the two nothing can be lost, so that what is recorded as finished is not done again."""
+    commit, commits = LeaseStore.checkpoint, []
+
+    async def noted(self, *args):
+        commits.append(([event["type"] for event in json.loads(args[3])], b"after" in args[4]))
+        return await commit(self, *args)
+
+    async def script(request):
+        yield {"tool_started": {"call_id": "c1", "tool": "count"}}
+        yield {"checkpoint": {"state": b"after"}}
+        yield {"tool_finished": {"call_id": "c1", "ok": True, "result": "1"}}
+        yield {"text_delta": {"text": "1"}}
+        yield {"message_completed": {"text": "1"}}
+        yield {"finished": {"usage": usage(1)}}
+
+    monkeypatch.setattr(LeaseStore, "checkpoint", noted)
+    mesh.adapter.script = script
+    await mesh.start_worker()
+    assert (await when_over(await mesh.submit("count")))["state"] == "succeeded"
+    assert commits == [(["run.started", "tool.started"], False), (["tool.finished"], True)]
 
 
 async def test_what_every_attempt_used_is_counted_in_the_end(mesh, when_over):

@@ -48,6 +48,9 @@ def test_a_point_is_armed_taken_back_and_its_shots_are_told_once(tmp_path):
     [fired] = folder.fired("a.b")
     assert (fired.point, fired.pid, fired.action) == ("a.b", 77, "stop")
     assert folder.fired("a.b") == []
+    folder.arm("a.b", "kill")
+    (tmp_path / "armed" / "a.b").rename(tmp_path / "fired" / "a.b.77")
+    assert [fired.action for fired in folder.fired("a.b")] == ["kill"], "the same process, woken and shot again"
 
 
 def test_hits_of_all_processes_are_counted(tmp_path):
