@@ -1,29 +1,18 @@
 """Dead letters in the public API: each call is one of the router's."""
 
-from typing import Any
-
-import grpc
 from retinue.edge.v1 import dead_letter_service_pb2 as edge
 from retinue.edge.v1 import dead_letter_service_pb2_grpc as edge_grpc
 from retinue.router.v1 import dead_letter_service_pb2 as router_wire
 from retinue.router.v1 import dead_letter_service_pb2_grpc as router_grpc
 from retinue_kit.client import Peer
 from retinue_kit.crashing import reach
-from retinue_kit.server import text_metadata
 
 from retinue_gateway import encode, fields
+from retinue_gateway.calls import Context, caller_of
 from retinue_gateway.crash_points import Point
-from retinue_gateway.credentials import Caller, read_caller
 
 OPEN = "open"
 ALL = "all"
-
-Context = grpc.aio.ServicerContext[Any, Any]
-
-
-def _caller(context: Context) -> Caller:
-    """Read who calls; the gate has let them in."""
-    return read_caller(text_metadata(context))
 
 
 def _shown(found: router_wire.DeadLetter) -> edge.DeadLetter:
@@ -51,7 +40,7 @@ class DeadLetterServicer(edge_grpc.DeadLetterServiceServicer):
         answer: router_wire.ListDeadLettersResponse = await self._router.call(
             self._stub.ListDeadLetters,
             router_wire.ListDeadLettersRequest(
-                tenant_id=_caller(context).tenant_id,
+                tenant_id=caller_of(context).tenant_id,
                 state="" if state == ALL else state,
                 contact=request.contact,
                 page_size=request.page_size,
@@ -65,7 +54,7 @@ class DeadLetterServicer(edge_grpc.DeadLetterServiceServicer):
         fields.check_storable(request)
         answer: router_wire.GetDeadLetterResponse = await self._router.call(
             self._stub.GetDeadLetter,
-            router_wire.GetDeadLetterRequest(tenant_id=_caller(context).tenant_id, run_id=request.run),
+            router_wire.GetDeadLetterRequest(tenant_id=caller_of(context).tenant_id, run_id=request.run),
         )
         return edge.GetDeadLetterResponse(dead_letter=_shown(answer.dead_letter))
 
@@ -73,7 +62,7 @@ class DeadLetterServicer(edge_grpc.DeadLetterServiceServicer):
         self, request: edge.RetryDeadLetterRequest, context: Context
     ) -> edge.RetryDeadLetterResponse:
         fields.check_storable(request)
-        caller = _caller(context)
+        caller = caller_of(context)
         answer: router_wire.RetryDeadLetterResponse = await self._router.call(
             self._stub.RetryDeadLetter,
             router_wire.RetryDeadLetterRequest(
@@ -89,7 +78,7 @@ class DeadLetterServicer(edge_grpc.DeadLetterServiceServicer):
         fields.check_storable(request)
         answer: router_wire.DropDeadLetterResponse = await self._router.call(
             self._stub.DropDeadLetter,
-            router_wire.DropDeadLetterRequest(tenant_id=_caller(context).tenant_id, run_id=request.run),
+            router_wire.DropDeadLetterRequest(tenant_id=caller_of(context).tenant_id, run_id=request.run),
         )
         reach(Point.DEAD_LETTER_DROPPED)
         return edge.DropDeadLetterResponse(dead_letter=_shown(answer.dead_letter))

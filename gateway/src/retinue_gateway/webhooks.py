@@ -1,8 +1,5 @@
 """Webhooks in the public API: each call is one of the router's, whose messages have the same fields by design."""
 
-from typing import Any
-
-import grpc
 from retinue.edge.v1 import webhook_pb2
 from retinue.edge.v1 import webhook_service_pb2 as edge
 from retinue.edge.v1 import webhook_service_pb2_grpc as edge_grpc
@@ -10,18 +7,10 @@ from retinue.router.v1 import webhook_service_pb2 as router_wire
 from retinue.router.v1 import webhook_service_pb2_grpc as router_grpc
 from retinue_kit.client import Peer
 from retinue_kit.crashing import reach
-from retinue_kit.server import text_metadata
 
 from retinue_gateway import fields
+from retinue_gateway.calls import Context, caller_of
 from retinue_gateway.crash_points import Point
-from retinue_gateway.credentials import read_caller
-
-Context = grpc.aio.ServicerContext[Any, Any]
-
-
-def _tenant(context: Context) -> str:
-    """Read whose call it is; the gate has let them in."""
-    return read_caller(text_metadata(context)).tenant_id
 
 
 def _webhook(found: router_wire.Webhook) -> webhook_pb2.Webhook:
@@ -44,7 +33,7 @@ class WebhookServicer(edge_grpc.WebhookServiceServicer):
         answer: router_wire.CreateWebhookResponse = await self._router.call(
             self._stub.CreateWebhook,
             router_wire.CreateWebhookRequest(
-                tenant_id=_tenant(context),
+                tenant_id=caller_of(context).tenant_id,
                 url=request.url,
                 kind=request.kind,
                 event_types=request.event_types,
@@ -58,7 +47,7 @@ class WebhookServicer(edge_grpc.WebhookServiceServicer):
         fields.check_storable(request)
         answer: router_wire.GetWebhookResponse = await self._router.call(
             self._stub.GetWebhook,
-            router_wire.GetWebhookRequest(tenant_id=_tenant(context), webhook_id=request.webhook),
+            router_wire.GetWebhookRequest(tenant_id=caller_of(context).tenant_id, webhook_id=request.webhook),
         )
         return edge.GetWebhookResponse(webhook=_webhook(answer.webhook))
 
@@ -67,7 +56,7 @@ class WebhookServicer(edge_grpc.WebhookServiceServicer):
         answer: router_wire.ListWebhooksResponse = await self._router.call(
             self._stub.ListWebhooks,
             router_wire.ListWebhooksRequest(
-                tenant_id=_tenant(context), page_size=request.page_size, page_token=request.page_token
+                tenant_id=caller_of(context).tenant_id, page_size=request.page_size, page_token=request.page_token
             ),
         )
         shown = [_webhook(found) for found in answer.webhooks]
@@ -80,7 +69,7 @@ class WebhookServicer(edge_grpc.WebhookServiceServicer):
         answer: router_wire.SetWebhookStateResponse = await self._router.call(
             self._stub.SetWebhookState,
             router_wire.SetWebhookStateRequest(
-                tenant_id=_tenant(context), webhook_id=request.webhook, state=request.state
+                tenant_id=caller_of(context).tenant_id, webhook_id=request.webhook, state=request.state
             ),
         )
         reach(Point.WEBHOOK_CHANGED)
@@ -90,7 +79,7 @@ class WebhookServicer(edge_grpc.WebhookServiceServicer):
         fields.check_storable(request)
         await self._router.call(
             self._stub.DeleteWebhook,
-            router_wire.DeleteWebhookRequest(tenant_id=_tenant(context), webhook_id=request.webhook),
+            router_wire.DeleteWebhookRequest(tenant_id=caller_of(context).tenant_id, webhook_id=request.webhook),
         )
         reach(Point.WEBHOOK_CHANGED)
         return edge.DeleteWebhookResponse()
@@ -99,7 +88,7 @@ class WebhookServicer(edge_grpc.WebhookServiceServicer):
         fields.check_storable(request)
         answer: router_wire.TestWebhookResponse = await self._router.call(
             self._stub.TestWebhook,
-            router_wire.TestWebhookRequest(tenant_id=_tenant(context), webhook_id=request.webhook),
+            router_wire.TestWebhookRequest(tenant_id=caller_of(context).tenant_id, webhook_id=request.webhook),
         )
         reach(Point.WEBHOOK_CHANGED)
         return edge.TestWebhookResponse(delivery=_delivery(answer.delivery))
@@ -111,7 +100,7 @@ class WebhookServicer(edge_grpc.WebhookServiceServicer):
         answer: router_wire.ListDeliveriesResponse = await self._router.call(
             self._stub.ListDeliveries,
             router_wire.ListDeliveriesRequest(
-                tenant_id=_tenant(context),
+                tenant_id=caller_of(context).tenant_id,
                 webhook_id=request.webhook,
                 state=request.state,
                 page_size=request.page_size,
@@ -126,7 +115,7 @@ class WebhookServicer(edge_grpc.WebhookServiceServicer):
         answer: router_wire.RetryDeliveryResponse = await self._router.call(
             self._stub.RetryDelivery,
             router_wire.RetryDeliveryRequest(
-                tenant_id=_tenant(context), webhook_id=request.webhook, delivery_id=request.delivery
+                tenant_id=caller_of(context).tenant_id, webhook_id=request.webhook, delivery_id=request.delivery
             ),
         )
         reach(Point.WEBHOOK_CHANGED)

@@ -119,6 +119,7 @@ async def listens(person: Person) -> None:
     call, receiver = person.client.call, person.receiver
     name = f"{person.client.tenant}-{person.contact}"
     body = {"url": f"{receiver.url}/{name}", "event_types": ["run.succeeded"]}
+    await _remove(person, receiver.url)  # the last one stays, so that its deliveries are purged
     made = await call("POST", "/v1/webhooks", json=body)
     if made is None:
         return
@@ -135,7 +136,6 @@ async def listens(person: Person) -> None:
     receiver.refusing.discard(name)
     await call("POST", f"/v1/webhooks/{webhook}:test", json={})
     await _retry(person, webhook)
-    await _remove(person, receiver.url)
 
 
 async def _retry(person: Person, webhook: str) -> None:

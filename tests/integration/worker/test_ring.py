@@ -1,5 +1,7 @@
 """The fair ring decides who is looked at next; these tests assert the order of dispatch, never times."""
 
+import asyncio
+
 import pytest
 from retinue_kit import streams
 from retinue_router.ring import Ring, Ticket
@@ -121,3 +123,42 @@ async def test_a_queue_that_redis_dropped_does_not_stop_the_ring(ring, client):
         Ticket("b", "log_2"),
     ]
     assert await ring.pop() is None
+
+
+async def test_a_log_that_is_worked_on_is_not_handed_over_and_its_ticket_takes_no_slot(ring, client):
+    await ring.push("a", "log_1")
+    assert (await ring.pop()).made
+    await ring.push("a", "log_1")
+    assert await ring.wait_for_bell(client, 1) is None, "whoever is handed a log takes its slot with it"
+    popped = await ring.pop()
+    assert popped.ticket == Ticket("a", "log_1")
+    assert not popped.made
+
+
+async def test_a_slot_that_expired_before_its_log_came_again_is_taken_anew(ring, client):
+    await ring.push("a", "log_1")
+    assert (await ring.pop()).made
+    await ring.push("a", "log_1")
+    await client.zadd("{r:chat}:run:a", {"log_1": 0})
+    assert (await ring.pop()).made
+
+
+async def test_a_slot_that_is_given_back_while_slots_are_kept_is_free(ring, client):
+    """Both are under way at once: what is kept was looked up before the run ended, and arrives late."""
+    await ring.push("a", "log_1")
+    ticket = (await ring.pop()).ticket
+    script, gate = ring._script, asyncio.Event()
+
+    async def late(keys, args):
+        if args[0] == "held":
+            await gate.wait()
+        return await script(keys=keys, args=args)
+
+    ring._script = late
+    async with asyncio.TaskGroup() as group:
+        keeping = group.create_task(ring.held([ticket], 10))
+        group.create_task(ring.done(ticket))
+        await client.ping()  # time enough for what does not wait
+        assert not keeping.done()
+        gate.set()
+    assert not await client.exists("{r:chat}:run:a")

@@ -3,7 +3,9 @@
 import asyncio
 
 import pytest
-from retinue_router.ring import Ticket
+from retinue_kit import streams
+from retinue_router.domain.queues import QueueClass
+from retinue_router.ring import Rings, Ticket
 from retinue_router.worker.keeper import MARGIN_S, Keeper
 from retinue_router.worker.leases import Renewed
 
@@ -19,6 +21,19 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.at
+
+
+class Ring:
+    """Remembers which slots were kept; while those of the first class are kept, something may happen."""
+
+    def __init__(self, queue: QueueClass, kept: list[Ticket]) -> None:
+        self.queue = queue
+        self.kept = kept
+        self.meanwhile = lambda: None
+
+    async def held(self, tickets, lease_s):
+        self.kept += tickets
+        self.meanwhile()
 
 
 class Store:
@@ -85,3 +100,18 @@ async def test_a_lease_that_is_lost_stays_lost_and_interrupts_what_goes_on_under
     assert not keeper.is_valid(lease)
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_lease_that_ended_while_slots_are_kept_is_not_kept_with_those_after_it(clock, store, eventually):
+    rings, kept = Rings(streams.connect("unix:///nowhere")), []
+    rings._rings = {queue: Ring(queue, kept) for queue in QueueClass}
+    keeper = Keeper(store, rings, clock, LEASE_S)
+    chat, task = Ticket("ten_a", "log_a"), Ticket("ten_a", "tsk_a")
+    keeper.add(chat, 1, clock.at)
+    lease = keeper.add(task, 1, clock.at)
+    first = rings.of(next(iter(QueueClass)))
+    first.meanwhile = lambda: keeper.remove(lease)
+    keeping = asyncio.create_task(keeper.keep_slots_for_ever(0.001))
+    await eventually(lambda: kept)
+    keeping.cancel()
+    assert set(kept) == {chat}

@@ -7,7 +7,8 @@
 -- :gen   name of this ring's life: who knows another name tells limits and slots anew before it takes anything
 --
 -- While nothing waits at all, a log is handed over with the ticket: the worker that it wakes need not ask for it. There is
--- at most one such ticket, the oldest in the bell, and pop looks at it first, so that it never waits behind the ring.
+-- at most one such ticket, the oldest in the bell, and pop looks at it first, so that it never waits behind the ring. Its
+-- slot was made with it: a log that has one already, since somebody works on it, is put into its queue instead.
 local P, op = KEYS[1], ARGV[1]
 
 local function ring_bell(most)
@@ -33,8 +34,7 @@ if op == 'push' then                       -- tenant, log, tickets to keep at mo
   elseif redis.call('EXISTS', P .. ':gen') == 1 then   -- else: limits were lost, and whoever pops restores them
     local run, limit = P .. ':run:' .. t, tonumber(redis.call('HGET', P .. ':lim', t) or ARGV[6])
     redis.call('ZREMRANGEBYSCORE', run, '-inf', ARGV[5])
-    if redis.call('ZCARD', run) < limit then
-      redis.call('ZADD', run, ARGV[5] + ARGV[7], s)
+    if redis.call('ZCARD', run) < limit and redis.call('ZADD', run, 'NX', ARGV[5] + ARGV[7], s) == 1 then
       redis.call('RPUSH', P .. ':bell', named)
       return 1
     end
@@ -67,7 +67,7 @@ if op == 'limits' then                                 -- tenant, limit, weight 
   return 1
 end
 -- pop: now, limit where none is set, lease, rounds at most, the ring's life as the caller knows it, a name for a new one,
--- tickets to keep at most
+-- tickets to keep at most. Answers tenant, log, whether more waits, and whether the log's slot was made by this.
 local now, default_limit, lease = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 redis.call('SETNX', P .. ':gen', ARGV[7])
 local gen = redis.call('GET', P .. ':gen')
@@ -77,7 +77,7 @@ if head and head ~= '1' then
   redis.call('LPOP', P .. ':bell')
   local t, s = string.match(head, '^(.-)|(.*)$')
   redis.call('ZADD', P .. ':run:' .. t, now + lease, s)          -- it may have lain here for longer than its lease
-  return {t, s, redis.call('EXISTS', P .. ':ring')}
+  return {t, s, redis.call('EXISTS', P .. ':ring'), 1}
 end
 -- The turn of a tenant lasts as long as its credit. One at its limit keeps both, and its place: it goes on as soon as one of
 -- its runs ends. Weights are 0.1 or more, so that each tenant has credit after ten rounds of the ring.
@@ -93,10 +93,10 @@ for _ = 1, math.min(tonumber(ARGV[5]), 12 * (1 + redis.call('LLEN', P .. ':ring'
   else
     redis.call('ZREMRANGEBYSCORE', run, '-inf', now)
     if redis.call('ZCARD', run) < tonumber(redis.call('HGET', P .. ':lim', t) or default_limit) then
-      local s = redis.call('LPOP', P .. ':q:' .. t)
+      local s, made = redis.call('LPOP', P .. ':q:' .. t), 0
       if s then
         redis.call('SREM', P .. ':in', t .. '|' .. s)
-        redis.call('ZADD', run, now + lease, s)
+        made = redis.call('ZADD', run, now + lease, s)
         redis.call('HINCRBYFLOAT', P .. ':def', t, -1)
       end
       if redis.call('EXISTS', P .. ':q:' .. t) == 0 then
@@ -108,7 +108,7 @@ for _ = 1, math.min(tonumber(ARGV[5]), 12 * (1 + redis.call('LLEN', P .. ':ring'
       if s then                                                  -- else: a Redis short of memory dropped the queue
         local more = redis.call('EXISTS', P .. ':ring')
         if more == 0 then redis.call('DEL', P .. ':bell') end      -- old tickets would wake workers for nothing
-        return {t, s, more}
+        return {t, s, more, made}
       end
     else
       i = i + 1

@@ -3,10 +3,11 @@
 Nothing here is the truth: a lost ring costs the time until the sweeper rings again.
 """
 
+import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -54,10 +55,11 @@ class Ticket(NamedTuple):
 
 
 class Popped(NamedTuple):
-    """What was taken, and whether more waits."""
+    """What was taken, whether more waits, and whether a slot was taken with it: else it is that of a run under way."""
 
     ticket: Ticket
     more: bool
+    made: bool
 
 
 class _Limits(NamedTuple):
@@ -75,6 +77,7 @@ class Ring:
         self._told: OrderedDict[str, tuple[_Limits, float]] = OrderedDict()
         self._taken: set[Ticket] = set()
         self._life = ""
+        self._keeping = asyncio.Lock()
         source = resources.files(__package__ or "retinue_router").joinpath("ring.lua").read_text("utf-8")
         self._script = client.register_script(source)
 
@@ -102,19 +105,23 @@ class Ring:
                 await self._restore(answer[0].decode())
                 continue
             ticket = Ticket(answer[0].decode(), answer[1].decode())
-            self._taken.add(ticket)
-            return Popped(ticket, bool(answer[2]))
+            if answer[3]:
+                self._taken.add(ticket)
+            return Popped(ticket, bool(answer[2]), bool(answer[3]))
         return None
 
     async def done(self, ticket: Ticket) -> None:
-        """Give the slot back."""
+        """Give the slot back, behind what is being said of slots that are kept: it may name this one still."""
         self._taken.discard(ticket)
+        async with self._keeping:
+            pass
         await self._run("done", ticket.tenant_id, ticket.log_id, TICKETS_MAX)
 
     async def held(self, tickets: Sequence[Ticket], lease_s: float) -> None:
         """Keep the slots of runs that go on."""
         arguments = [part for ticket in tickets for part in ticket]
-        await self._run("held", time.time(), lease_s, *arguments)
+        async with self._keeping:
+            await self._run("held", time.time(), lease_s, *arguments)
 
     async def tell_limits(self, tenant_id: str, concurrent_runs: int, weight: float) -> None:
         """Say how many runs of a tenant may go on at once, and its share; again each minute.
@@ -158,12 +165,12 @@ class Ring:
         return ticket
 
     async def _restore(self, life: str) -> None:
-        tenants, taken = list(self._told), list(self._taken)
+        tenants = list(self._told)
         for start in range(0, len(tenants), TOLD_AT_ONCE):
             part = tenants[start : start + TOLD_AT_ONCE]
             await self._run("limits", *(word for tenant_id in part for word in self._told_as(tenant_id)))
-        if taken:
-            await self.held(taken, SLOT_LEASE_S)
+        if self._taken:
+            await self.held(list(self._taken), SLOT_LEASE_S)
         self._life = life
 
     def _told_as(self, tenant_id: str) -> tuple[str, int, float]:
@@ -200,8 +207,8 @@ class Rings:
         for ring, mine in self._by_class(tickets):
             await ring.push_all(mine)
 
-    async def held(self, tickets: Sequence[Ticket], lease_s: float) -> None:
-        """Keep the slots of runs that go on."""
+    async def held(self, tickets: Collection[Ticket], lease_s: float) -> None:
+        """Keep the slots of runs that go on; those of a class are looked up when its turn comes."""
         for ring, mine in self._by_class(tickets):
             await ring.held(mine, lease_s)
 
@@ -209,7 +216,7 @@ class Rings:
         """Say to the ring of a log how many runs of its tenant may go on at once, and its share."""
         await self._rings[class_of(ticket.log_id)].tell_limits(ticket.tenant_id, concurrent_runs, weight)
 
-    def _by_class(self, tickets: Sequence[Ticket]) -> Iterator[tuple[Ring, list[Ticket]]]:
+    def _by_class(self, tickets: Collection[Ticket]) -> Iterator[tuple[Ring, list[Ticket]]]:
         for queue, ring in self._rings.items():
             mine = [ticket for ticket in tickets if class_of(ticket.log_id) is queue]
             if mine:

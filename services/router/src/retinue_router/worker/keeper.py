@@ -109,7 +109,7 @@ class Keeper:
             if not self._leases:
                 continue
             try:
-                await self._rings.held(list(self._leases), self._lease_s * 2)
+                await self._rings.held(self._leases.keys(), self._lease_s * 2)
             except RetinueError as error:
                 log.info("slots not kept", detail=error.private)
 

@@ -70,7 +70,7 @@ class Puller:
         if self._dry and self._clock.monotonic() < self._looked_at + BELL_WAIT_S:
             ticket = await self._ring.wait_for_bell(self._blocking, BELL_WAIT_S)
             if ticket is not None:
-                self._start(ticket)
+                self._start(ticket, made=True)
                 return True
         self._looked_at = self._clock.monotonic()
         popped = await self._ring.pop()
@@ -82,7 +82,7 @@ class Puller:
             self._runner.crowded.add(self._queue)
         if popped is None:
             return False
-        self._start(popped.ticket)
+        self._start(popped.ticket, made=popped.made)
         return True
 
     async def _pull_without_ring(self) -> None:
@@ -97,18 +97,21 @@ class Puller:
                 return
             if ticket not in busy:
                 await self._slots.acquire()
-                self._start(ticket)
+                self._start(ticket, made=False)
 
-    def _start(self, ticket: Ticket) -> None:
-        task = asyncio.create_task(self._work(ticket))
+    def _start(self, ticket: Ticket, *, made: bool) -> None:
+        task = asyncio.create_task(self._work(ticket, made=made))
         self._tasks[task] = ticket
         task.add_done_callback(self._ended)
 
-    async def _work(self, ticket: Ticket) -> None:
+    async def _work(self, ticket: Ticket, *, made: bool) -> None:
+        """Work on a log; `made` says whether it took the slot in the ring, which else is another's while he holds the log."""
+        mine = made
         try:
-            await self._runner.work(ticket)
+            mine = await self._runner.work(ticket) or made
         finally:
-            await self._give_back(ticket)
+            if mine:
+                await self._give_back(ticket)
 
     async def _give_back(self, ticket: Ticket) -> None:
         """Give the slot back to the ring that it was taken from; an older process puts tasks into that of chats."""

@@ -72,9 +72,9 @@ class Runner:
         self.crowded: set[QueueClass] = set()
         """Classes in whose rings others may wait: then a log is given back after each run, whoever is next."""
 
-    async def work(self, ticket: Ticket) -> None:
-        """Take a log and execute what is due in it; nothing happens if somebody else holds it."""
-        parts = self._parts
+    async def work(self, ticket: Ticket) -> bool:
+        """Take a log and execute what is due in it; answers False if there was nothing, or somebody else holds it."""
+        parts, granted = self._parts, False
         tenancy.enter(tenancy.Identity(ticket.tenant_id))
         holder = f"{self._boot}:{next(self._numbers)}"
         try:
@@ -82,6 +82,7 @@ class Runner:
             asked_at = parts.clock.monotonic()
             held = await patiently(lambda: parts.store.claim(ticket, holder), parts.clock)
             while held is not None:
+                granted = True
                 reach(Point.CLAIMED)
                 held, asked_at = await self._run(ticket, holder, held, asked_at)
         except RetinueError as error:
@@ -89,6 +90,7 @@ class Runner:
                 log.warning("stale write refused", log_id=ticket.log_id)
             else:
                 log.error("log given up", log_id=ticket.log_id, reason=str(error.reason), detail=error.private)
+        return granted
 
     async def _run(self, ticket: Ticket, holder: str, held: Held, asked_at: float) -> tuple[Held | None, float]:
         """Execute what a claim gave; answers what the finish gave in turn, and when it was asked for."""
