@@ -56,6 +56,18 @@ async def test_a_sweeper_that_is_stopped_in_the_middle_does_not_keep_others_from
     await eventually(other._due_alone)
 
 
+async def test_a_lease_that_ran_out_is_swept_at_once_and_what_was_rung_just_now_is_not(mesh, sweeper):
+    for contact in ("left", "rung"):
+        await mesh.submit("x", contact=contact, tenant=f"ten_{contact}", ring=False)
+    await mesh.admin.execute("update router.logs set due_time = clock_timestamp() - interval '1 ms'")
+    await mesh.admin.execute("update router.logs set holder = 'gone:1' where tenant_id = 'ten_left'")
+    _, one = await sweeper()
+    found = await one._due_alone()
+    assert "ten_left" in [ticket.tenant_id for ticket in found]
+    ages = "select due_time < clock_timestamp() - interval '0.5 s' from router.logs where tenant_id = 'ten_rung'"
+    assert "ten_rung" not in [ticket.tenant_id for ticket in found] or await mesh.admin.fetchval(ages)
+
+
 async def test_workers_without_a_ring_do_not_all_begin_with_the_same_log(mesh, sweeper):
     await overdue(mesh, 30)
     _, first = await sweeper()

@@ -17,7 +17,7 @@ from retinue_router.ring import Rings, Ticket
 
 SWEEP_S = 0.5
 SWEEP_GRACE_S = 0.5
-"""What is due for less than this was most likely rung and is on its way."""
+"""What is due for less than this was most likely rung and is on its way; only for a lease that ran out nobody rings."""
 
 SWEEP_ROWS_MAX = 1000
 SWEEP_PAGES_MAX = 5
@@ -37,7 +37,8 @@ PURGE_ROWS_MAX = 1000
 """Keys removed at once: a few milliseconds, and more in a day than a busy tenant can leave behind."""
 
 _DUE = """select tenant_id, log_id, due_time from logs
-  where due_time < clock_timestamp() - make_interval(secs => $1) and ($2::timestamptz is null or due_time >= $2)
+  where due_time < clock_timestamp() and (holder is not null or due_time < clock_timestamp() - make_interval(secs => $1))
+    and ($2::timestamptz is null or due_time >= $2)
   order by due_time limit $3"""
 _DUE_IN_TURNS = """select t.tenant_id, t.log_id from (
     select d.*, row_number() over (partition by d.tenant_id order by d.due_time) as turn from (
