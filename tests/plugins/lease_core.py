@@ -30,6 +30,8 @@ class Run:
     said: Cursor | None = None
     checkpoint: str | None = None
     dead: bool = False
+    resting: bool = False
+    """Whether its next attempt may not begin yet."""
     approval: str | None = None
     """Of the approval that was asked for last: pending, late (its time is over), or how it was answered."""
 
@@ -184,12 +186,10 @@ def _events_of(log: Log, token: int, first: int = 0) -> tuple[Event, ...]:
 
 def _take(log: Log, holder: str) -> Held | None:
     """Take the run that is due: the one whose holder is gone, the decided one, or the oldest queued; and the mail."""
-    run = log.active()
-    parked = run is not None and run.state == "waiting" and run.approval == "pending"
+    run = log.active() or log.queued()
+    parked = run is not None and (run.resting or (run.state == "waiting" and run.approval == "pending"))
     if parked:
-        run = None  # undecided: only mail may be taken
-    elif run is None:
-        run = log.queued()
+        run = None  # undecided, or it rests: only mail may be taken
     if run is None and not log.mail:
         log.holder, log.due = None, FUTURE if parked else NEVER
         return NOTHING
@@ -290,6 +290,7 @@ def finish(
     if final == "queued":
         run.state = "queued"
         run.attempt -= refund
+        run.resting = rest
         log.holder, log.due = None, FUTURE if rest else PAST
         return (True, "queued", (), False, NOTHING)
     events = log.write(token, [*told, (terminal_n, f"run.{final}", position)])
@@ -335,7 +336,8 @@ def check(log: Log) -> None:
     if log.due == FUTURE and log.holder is None:
         first = log.queued()
         parked = bool(active) and active[0].approval in ("pending", "late")
-        resting = first is not None and first.token is not None
+        resting = first is not None and first.resting
         assert parked or resting, "ack_is_durable: nobody holds the log, and what is due is put off"
         assert resting or not log.mail, "ack_is_durable: mail waits, and what is due is put off"
+    assert not any(r.resting and r.state == "running" for r in log.runs), "bounded: an attempt began before its time"
     assert all(r.attempt <= ATTEMPTS_MAX for r in log.runs), "bounded: more attempts than there may be"

@@ -96,7 +96,7 @@ class Leases(RuleBasedStateMachine):
         return getattr(self.model, name)(self.log, *arguments, **options)
 
     def passed(self, what: str, position: int = 0) -> None:
-        """Time has passed: the log's due time is over, or an approval's."""
+        """Time has passed: the log's due time is over and whatever rested has, or an approval's is."""
 
     def hear(self, holder: str, held: Held | None) -> None:
         """A worker learns what it was given."""
@@ -199,6 +199,8 @@ class Leases(RuleBasedStateMachine):
     @step(lambda self: self.log.due == FUTURE)
     def time_passes(self) -> None:
         self.log.due = PAST
+        for run in self.log.runs:
+            run.resting = False
         self.passed("due")
 
     @step(lambda self: any(r.approval == "pending" for r in self.log.runs))

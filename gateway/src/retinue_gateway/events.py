@@ -1,7 +1,7 @@
 """Events: watching logs for callers, for as long as their tokens hold and the process lives."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Protocol
@@ -15,6 +15,7 @@ from retinue_kit.streams import Cursor, Entry, Kind, log_key
 from retinue_kit.watch import DurablePage, Watch
 from retinue_kit.watching import Subscriber
 
+from retinue_gateway import encode
 from retinue_gateway.credentials import Caller, Credentials
 
 TERMINAL = frozenset({"run.succeeded", "run.failed", "run.cancelled"})
@@ -32,6 +33,12 @@ LOOK_S = 1.0
 KEEP_ALIVE_S = 10.0
 """Silence after which a comment is sent; with LOOK_S below the 15 s that clients are promised."""
 
+RUN_LOOK_S = 5.0
+"""While a caller waits for a run's end, its row is looked at this often. A queued run that is cancelled is over at
+once, but its event is written only when the log's holder is done with another run; one that is removed with its contact
+ends without a word."""
+
+FindRun = Callable[[], Awaitable[run_pb2.Run]]
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
@@ -138,8 +145,17 @@ class Stream:
         self._spoke_at = self._events.clock.monotonic()
         return entries
 
-    async def hear_end(self, run_id: str) -> None:
-        """Wait for a run's terminal event. May be cancelled; errors as `next`."""
+    async def wait_for_end(self, run_id: str, find_run: FindRun) -> run_pb2.Run:
+        """Wait until a run is over; answers it as it is then. May be cancelled; errors as `next`, and `find_run`'s."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RUN_LOOK_S):
+                    await self._hear_end(run_id)
+            run = await find_run()
+            if encode.is_over(run):
+                return run
+
+    async def _hear_end(self, run_id: str) -> None:
         while True:
             for entry in await self.next():
                 if entry.run_id == run_id and entry.type in TERMINAL:

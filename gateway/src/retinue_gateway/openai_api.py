@@ -2,8 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
@@ -23,20 +22,16 @@ from retinue_gateway import asgi, chat, encode, fields, sse
 from retinue_gateway.chat import ApiError, Ask
 from retinue_gateway.crash_points import Point
 from retinue_gateway.credentials import Caller, Credentials
-from retinue_gateway.events import Events, Stream
+from retinue_gateway.events import Events, FindRun, Stream
 from retinue_gateway.operations import CHAT, ENQUEUE, Operations
 from retinue_gateway.relay import DivergedError, Relay
 
 WHOLE_TIMEOUT_S = 600
 """How long a request that is not streamed waits for its run: as long as OpenAI's own clients do."""
 
-LOOK_S = 2.0
-"""How often such a request looks at its run: one that is removed with its contact ends without a word."""
-
 KEYED_LENGTH = 26
 """Characters of the contact's name that is made from an idempotency key, as many as an id has."""
 
-FindRun = Callable[[], Awaitable[run_pb2.Run]]
 _ENDS = {run_pb2.RUN_STATE_FAILED: "run.failed", run_pb2.RUN_STATE_CANCELLED: "run.cancelled"}
 DONE = b"data: [DONE]\n\n"
 _encoder = msgspec.json.Encoder()
@@ -140,13 +135,7 @@ async def _end(run_id: str, stream: Stream, find_run: FindRun) -> run_pb2.Run:
     """Wait until a run is over; answers it. Raises RetinueError(RUN_NOT_FOUND) if it was removed with its contact."""
     try:
         async with asyncio.timeout(WHOLE_TIMEOUT_S):
-            while True:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
-                        await stream.hear_end(run_id)
-                run = await find_run()
-                if encode.is_over(run):
-                    return run
+            return await stream.wait_for_end(run_id, find_run)
     except TimeoutError:
         raise ApiError(504, f"The run goes on as {run_id}.", code=str(Reason.RUN_TIMEOUT)) from None
 
@@ -170,7 +159,12 @@ class _Chunks:
                 if not entries:
                     await find_run()  # one that was removed with its contact ends without a word
                     await self._request.write(sse.KEEP_ALIVE)
-                text = "".join([relay.feed(entry) for entry in entries if entry.run_id == self._run.run_id])
+                text = ""
+                for entry in entries:
+                    if entry.run_id == self._run.run_id:
+                        text += relay.feed(entry)
+                    else:
+                        relay.pass_over(entry.cursor)
                 if text:
                     reach(Point.COMPLETION_TELLING)
                     await self._write({"content": text})

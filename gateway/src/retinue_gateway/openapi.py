@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[3]
 SERVICE_FILES = [f"retinue/edge/v1/{area}_service.proto" for area in ("edge", "schedule", "webhook", "dead_letter")]
 PACKAGE = ".retinue.edge.v1."
 _KEYED = frozenset({"SendMessage", "StreamMessage", "CreateTask", "CreateSchedule"})
+_AS_ABOVE = " Failures as in EdgeService."
+"""What services' comments end with; readers of the document have that service's words before them."""
 _WATCHES = frozenset({"WatchContact", "WatchRun"})
 _SCALARS: dict[int, Json] = {
     Field.TYPE_STRING: {"type": "string"},
@@ -51,6 +53,8 @@ class Contract:
         self.comments: dict[str, str] = {}
         self.methods: list[descriptor_pb2.MethodDescriptorProto] = []
         self.about = ""
+        self.sections: dict[str, str] = {}
+        """What stands above the calls of each further service, by the first part of their paths."""
         for file in self._compiled().file:
             if file.package == PACKAGE.strip("."):
                 self._read(file)
@@ -73,8 +77,11 @@ class Contract:
             for number, field in enumerate(message.field):
                 self.comments[f"{name}.{field.name}"] = _words(comments.get((4, index, 2, number), ""))
         for index, service in enumerate(file.service):
+            about = _words(comments.get((6, index), ""))
             if service.name == "EdgeService":
-                self.about = _words(comments.get((6, index), ""))
+                self.about = about
+            else:
+                self.sections[_tag(_rule(service.method[0])[1])] = about.removesuffix(_AS_ABOVE)
             for number, method in enumerate(service.method):
                 self.methods.append(method)
                 self.comments[method.name] = _words(comments.get((6, index, 2, number), ""))
@@ -84,6 +91,18 @@ def _words(comment: str) -> str:
     """Join a comment's lines, but for what it tells the linter."""
     lines = (line.strip() for line in comment.splitlines())
     return " ".join(line for line in lines if line and not line.startswith("buf:lint"))
+
+
+def _rule(method: descriptor_pb2.MethodDescriptorProto) -> tuple[str, str, bool]:
+    """Read how HTTP says a method: verb, path, and whether a body comes along."""
+    rule = method.options.Extensions[annotations_pb2.http]
+    verb = rule.WhichOneof("pattern") or ""
+    return verb, getattr(rule, verb), bool(rule.body)
+
+
+def _tag(path: str) -> str:
+    """Name the section of a path: `webhooks` for `/v1/webhooks/{webhook}:test`."""
+    return path.split("/")[2].split(":")[0]
 
 
 def _rules(field: Field) -> tuple[Json, bool]:
@@ -129,6 +148,7 @@ class Document:
             "info": {"title": "Retinue", "version": "1", "description": self._contract.about},
             "servers": [{"url": "/"}],
             "security": [{"bearer": []}],
+            "tags": [{"name": name, "description": about} for name, about in self._contract.sections.items()],
             "paths": paths,
             "components": {
                 "schemas": dict(sorted(self._schemas.items())),
@@ -138,23 +158,21 @@ class Document:
         }
 
     def _operation(self, method: descriptor_pb2.MethodDescriptorProto) -> tuple[str, str, Json]:
-        rule = method.options.Extensions[annotations_pb2.http]
-        verb = rule.WhichOneof("pattern") or ""
-        path: str = getattr(rule, verb)
+        verb, path, has_body = _rule(method)
         summary, _, description = self._contract.comments[method.name].partition(". ")
         in_path = re.findall(r"{(\w+)}", path)
         fields = list(self._contract.messages[method.input_type].field)
         rest = [field for field in fields if field.name not in in_path]
         operation: Json = {
             "operationId": method.name,
-            "tags": [path.split("/")[2].split(":")[0]],
+            "tags": [_tag(path)],
             "summary": summary.rstrip("."),
             "description": description,
             "parameters": [
                 self._parameter(method.input_type, field, "path") for field in fields if field.name in in_path
             ],
         }
-        if rule.body:
+        if has_body:
             body = self._object(method.input_type, rest)
             content = {"application/json": {"schema": body}}
             operation["requestBody"] = {"required": "required" in body, "content": content}
@@ -163,7 +181,7 @@ class Document:
         operation["parameters"] += list(_headers(method.name))
         if method.name in _WATCHES:
             operation["security"] = [{"bearer": []}, {"accessToken": []}]
-        operation["responses"] = self._responses(method, bool(rule.body))
+        operation["responses"] = self._responses(method, has_body)
         return verb, path, operation
 
     def _responses(self, method: descriptor_pb2.MethodDescriptorProto, has_body: bool) -> Json:
@@ -172,7 +190,7 @@ class Document:
         if method.name in _KEYED:
             headers["idempotent-replay"] = openapi_extra.REPLAY
         if method.server_streaming:
-            content: Json = {"text/event-stream": {}}
+            content: Json = {"text/event-stream": {"schema": {"type": "string"}}}
             text = "Events, each with its cursor as id, its type as event, and the Event as data."
         else:
             content = {"application/json": {"schema": self._reference(method.output_type)}}

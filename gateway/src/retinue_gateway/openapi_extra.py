@@ -18,7 +18,7 @@ KEY_HEADER: Json = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "The client's name for this intent, kept for 7 days or more: same key and body, same run.",
+    "description": "The client's name for this intent, kept for 7 days or more: same key and body, same answer.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
 }
 LAST_EVENT_ID_HEADER: Json = {
@@ -150,7 +150,7 @@ RESPONSES: Json = {
     "Conflict": _refusal("The idempotency key was used with another body, or the session is busy."),
     "TooLarge": _refusal("The body is larger than 1 MiB."),
     "TooMany": _refusal("A rate or quota of the tenant is used up.", retry=True),
-    "Unavailable": _refusal("A part of the mesh does not answer at the moment.", retry=True),
+    "Unavailable": _refusal("A part of the mesh does not answer at the moment, or the queue is full.", retry=True),
     "Failed": _refusal("Something went wrong inside; x-trace-id leads to it."),
 }
 
@@ -251,7 +251,7 @@ PATHS: Json = {
                     "headers": {"idempotent-replay": REPLAY},
                     "content": {
                         "application/json": {"schema": {"$ref": "#/components/schemas/ChatCompletion"}},
-                        "text/event-stream": {},
+                        "text/event-stream": {"schema": {"type": "string"}},
                     },
                 },
                 **_openai_refusals("400", "401", "403", "404", "409", "413", "429", "500", "503", "504"),

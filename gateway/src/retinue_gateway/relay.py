@@ -48,12 +48,21 @@ class Relay:
         """How much of the answer the current attempt has told."""
         self._begin = 0
         """Where the current message begins."""
+        self._last = START
+        self._holed = False
+        """Whether something of the message may have been missed, as when the bus was emptied while it was told."""
         self._places: list[tuple[Cursor, int, int]] = [(START, 0, 0)]
         """Where the answer stood at events that may be rewound to."""
 
     def feed(self, entry: Entry) -> str:
-        """Hear an event of the run. Raises DivergedError."""
+        """Hear an event of the run. Raises DivergedError.
+
+        Behind a gap nothing is sent until the message comes whole: a text's end must not be taken for its beginning.
+        """
+        self.pass_over(entry.cursor)
         if entry.type == "assistant.delta":
+            if self._holed:
+                return ""
             data = _decoder.decode(entry.json).data
             if data.replace:
                 self._at = self._begin
@@ -70,6 +79,14 @@ class Relay:
             self._end(entry.type, data)
         self._places.append((entry.cursor, self._at, self._begin))
         return text
+
+    def pass_over(self, cursor: Cursor) -> None:
+        """Hear that there is an event, of whichever run: numbers are dense within a token, so that a gap shows."""
+        if cursor.token != self._last.token:
+            self._holed = cursor.n != 1
+        elif cursor.n > self._last.n + 1:
+            self._holed = True
+        self._last = cursor
 
     def text(self) -> str:
         """All that was sent."""
@@ -90,7 +107,7 @@ class Relay:
 
     def _complete(self, text: str) -> str:
         """Hear a message whole: what no delta told is sent now."""
-        if self._at == self._sent and self._at > self._begin:
+        if self._at == self._sent and self._at > self._begin and not self._holed:
             # Nothing is being repeated. What deltas told stands, even where the message leaves out white space.
             told = self.text()[self._begin :]
             whole = SEPARATOR + text if self._begin else text
@@ -100,7 +117,7 @@ class Relay:
         else:
             self._at = self._begin
             new = self._tell(text)
-        self._begin = self._at
+        self._begin, self._holed = self._at, False
         return new
 
     def _push(self, new: str) -> None:
@@ -112,6 +129,7 @@ class Relay:
         while self._places[-1][0] > cursor:
             self._places.pop()
         _, self._at, self._begin = self._places[-1]
+        self._holed = False
 
     def _end(self, type_: str, data: _Data) -> None:
         if type_ == "run.succeeded" and self._at != self._sent:

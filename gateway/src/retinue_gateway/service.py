@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from google.api import httpbody_pb2
@@ -22,9 +23,6 @@ from retinue_gateway.operations import MessageRequest, Operations
 LAST_EVENT_ID = "last-event-id"
 
 WAIT_DEFAULT_S = 30
-WAIT_LOOK_S = 5.0
-"""While a call waits for a run, the row is looked at this often: a queued run that is cancelled is over at once, but
-its event is written only when the log's holder is done with another run."""
 
 
 def _after(request: Any, context: Context) -> Cursor | None:
@@ -149,15 +147,9 @@ class EdgeServicer(edge_service_pb2_grpc.EdgeServiceServicer):
         return edge_service_pb2.WaitRunResponse(run=encode.run(run))
 
     async def _wait(self, caller: Caller, run: run_pb2.Run) -> run_pb2.Run:
-        """Wait until a run is over; answers it as it is then."""
         after = Cursor.parse(run.after_cursor or "0-0")
         with await self._events.open(caller, run.log_id, after) as stream:
-            while not encode.is_over(run):
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(WAIT_LOOK_S):
-                        await stream.hear_end(run.run_id)
-                run = await self._operations.find_run(run.run_id, caller)
-        return run
+            return await stream.wait_for_end(run.run_id, partial(self._operations.find_run, run.run_id, caller))
 
     async def ListContacts(
         self, request: contact_pb2.ListContactsRequest, context: Context

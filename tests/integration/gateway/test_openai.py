@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from google.rpc import error_details_pb2, status_pb2
 from retinue.edge.v1 import contact_pb2, edge_service_pb2
-from retinue_gateway import events, openai_api
+from retinue_gateway import events
 
 HELLO = [{"role": "user", "content": "hello there friend"}]
 
@@ -181,7 +181,7 @@ async def test_a_client_that_leaves_does_not_stop_its_run(mesh: Any, eventually:
 async def test_a_completion_whose_contact_is_removed_ends_with_a_clear_error(
     mesh: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    monkeypatch.setattr(openai_api, "LOOK_S", 0.1)
+    monkeypatch.setattr(events, "RUN_LOOK_S", 0.1)
     monkeypatch.setattr(events, "KEEP_ALIVE_S", 0.0)
     gate = asyncio.Event()
 

@@ -6,6 +6,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from retinue_kit import metrics
+from retinue_kit.config import SettingError
 from retinue_kit.metrics import Exposition
 
 
@@ -50,6 +51,27 @@ async def test_a_request_that_does_not_end_is_cut_off_at_its_bound_and_others_ar
     assert (await told.get("/metrics")).status_code == 200
 
 
+@pytest.mark.parametrize("size_bytes", [1024, 16 * 1024 * 1024])
+async def test_a_peer_that_never_reads_is_cut_off(run_dir, monkeypatch, eventually, size_bytes):
+    """Whether what it is told fits into the system's buffers or not."""
+    monkeypatch.setattr(metrics, "ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(metrics, "generate_latest", lambda _: b"x" * size_bytes)
+    ended = []
+
+    class Watched(Exposition):
+        async def _answer(self, reader, writer):
+            await super()._answer(reader, writer)
+            ended.append(writer.transport.get_write_buffer_size())
+
+    exposition = Watched(f"unix:{run_dir / 'w.sock'}")
+    await exposition.start()
+    _, writer = await asyncio.open_unix_connection(run_dir / "w.sock", limit=1024)
+    writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+    await eventually(lambda: ended == [0])
+    writer.close()
+    await exposition.stop()
+
+
 async def test_tcp_serves_as_well():
     exposition = Exposition("127.0.0.1:0")
     await exposition.start()
@@ -59,3 +81,9 @@ async def test_tcp_serves_as_well():
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")
     await exposition.stop()
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:", "localhost:many", "localhost:70000"])
+async def test_what_is_no_address_is_refused_by_the_settings_name(address):
+    with pytest.raises(SettingError, match=r"^RETINUE_METRICS_ADDRESS="):
+        await Exposition(address).start()

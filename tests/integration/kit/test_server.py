@@ -246,6 +246,16 @@ async def test_a_request_for_another_tenant_than_the_callers_is_refused(stub):
             await call
 
 
+async def test_a_burst_larger_than_grpcs_own_queue_is_answered_call_by_call(stub, address):
+    burst = 2600
+    with grpc.insecure_channel(address) as channel:
+        blocking = policy_service_pb2_grpc.PolicyServiceStub(channel)
+        # Sent without giving the loop a turn, so that they pile up before the server begins with the first.
+        calls = [blocking.Decide.future(REQUEST, timeout=60) for _ in range(burst)]
+        codes = await asyncio.to_thread(lambda: {call.code() for call in calls})
+    assert codes == {grpc.StatusCode.OK}
+
+
 async def test_a_draining_server_refuses_what_is_new_and_finishes_what_it_began(serve, stub, address, servicer):
     began, finish = asyncio.Event(), asyncio.Event()
 

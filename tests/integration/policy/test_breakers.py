@@ -58,7 +58,7 @@ class Member:
         assert caught.value.reason is Reason.RUNTIME_UNAVAILABLE
         return caught.value
 
-    async def report(self, result, count=1, *, tenants=("ten_a",), run="run_x", reason="", probed=False):
+    async def report(self, result, count=1, *, tenants=("ten_a",), run="run_x", reason=""):
         outcomes = [
             Outcome(
                 tenant_id=tenants[n % len(tenants)],
@@ -66,7 +66,6 @@ class Member:
                 run_id=run,
                 result=result,
                 reason=reason,
-                probed=probed,
             )
             for n in range(count)
         ]
@@ -168,7 +167,7 @@ async def test_one_probe_of_all_processes_finds_out_and_closes_it_for_all(member
     assert (await one.decide(run="run_p")).probes
     assert (await other.refused(run="run_q")).retry_after_s == pytest.approx(1.0)
     assert (await one.decide(run="run_p")).probes, "a call that is repeated is answered as before"
-    await one.report("succeeded", run="run_p", probed=True)
+    await one.report("succeeded", run="run_p")
     await other.breakers.look()
     for each in (one, other):
         decision = await each.decide(run="run_q")
@@ -182,7 +181,7 @@ async def test_a_probe_that_fails_opens_it_for_longer(member, clock):
     await one.fail()
     clock.time += 1.0
     await one.decide(run="run_p")
-    await one.fail(1, run="run_p", probed=True)
+    await one.fail(1, run="run_p")
     assert (await one.refused()).retry_after_s == pytest.approx(2.0)
 
 
@@ -192,7 +191,7 @@ async def test_a_run_that_must_probe_for_tenant_and_runtime_holds_both_leases_or
     clock.time += 1.0
     assert (await one.decide(tenant="ten_a", run="run_a")).probes
     await one.refused(tenant="ten_b", run="run_b")
-    await one.report("succeeded", run="run_a", probed=True)
+    await one.report("succeeded", run="run_a")
     assert (await one.decide(tenant="ten_b", run="run_b")).probes, "its own breaker is still to be probed"
     await one.refused(tenant="ten_b", run="run_c")
     assert not (await one.decide(tenant="ten_a", run="run_d")).probes

@@ -209,6 +209,23 @@ async def test_who_was_given_up_on_cannot_record_over_his_successor(post, receiv
     assert (await post.row())["last_result"] == "HTTP 200"
 
 
+class BrokenSealer:
+    def open(self, sealed, purpose):
+        raise RuntimeError(purpose)
+
+
+async def test_an_attempt_that_breaks_within_the_courier_counts_as_one(post, receiver):
+    await post.make(receiver.url())
+    await post.happen()
+    assert await post.round(sealer=BrokenSealer()) == 1
+    row = await post.row()
+    assert (row["state"], row["attempt"], row["last_result"]) == ("pending", 1, "the courier met an error of its own")
+    await post.core.admin.execute("update router.deliveries set attempt = 9")
+    await post.hasten()
+    await post.round(sealer=BrokenSealer())
+    assert (await post.row())["state"] == "dead"
+
+
 async def test_a_test_arrives_and_tells_of_nothing(post, receiver):
     webhook, secret = await post.make(receiver.url())
     made = await post.webhooks.test(TENANT, webhook)

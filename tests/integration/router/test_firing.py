@@ -15,9 +15,10 @@ from retinue_kit.ids import new_id
 from retinue_router.domain.contacts import log_id_of
 from retinue_router.doorbell import Doorbell
 from retinue_router.ring import Rings
+from retinue_router.store.load import LoadStore
 from retinue_router.store.runs import NewIds, Room
 from retinue_router.store.schedules import ScheduleStore
-from retinue_router.worker.scheduler import PUT_OFF_S, Scheduler
+from retinue_router.worker.scheduler import PUT_OFF_S, Scheduler, WholeRoom
 
 ROOM = Room(waiting_max=100, later_max=100)
 ANNA = log_id_of("ten_a", "anna")
@@ -32,7 +33,7 @@ class Firing:
     store: ScheduleStore
     core: Any
     admin: asyncpg.Connection
-    make: Callable[[Room], Scheduler]
+    make: Callable[..., Scheduler]
 
     async def due(
         self, count: int = 1, *, cron: str = "0 0 * * *", behind: timedelta = timedelta(hours=1)
@@ -63,8 +64,8 @@ async def firing(core, database, redis_url) -> AsyncIterator[Firing]:
     client = streams.connect(redis_url)
     store, doorbell = ScheduleStore(core.pool), Doorbell(Rings(client), client)
 
-    def make(room: Room = ROOM) -> Scheduler:
-        return Scheduler(sweep_pool, store, doorbell, room)
+    def make(room: Room = ROOM, waiting_max: int = 100) -> Scheduler:
+        return Scheduler(sweep_pool, store, doorbell, room, WholeRoom(LoadStore(sweep_pool), waiting_max))
 
     yield Firing(make(), store, core, core.admin, make)
     await client.aclose()
@@ -143,7 +144,9 @@ async def test_a_scheduler_that_dies_before_its_commit_has_fired_nothing(firing,
 async def test_what_was_fired_without_redis_is_found_by_the_sweeper(firing, core, database, redis_url, run_dir):
     nowhere = streams.connect(f"unix://{run_dir}/none.sock")
     sweep_pool = await postgres.connect(database.dsn("retinue_sweep"), max_size=1)
-    deaf = Scheduler(sweep_pool, firing.store, Doorbell(Rings(nowhere), nowhere), ROOM)
+    deaf = Scheduler(
+        sweep_pool, firing.store, Doorbell(Rings(nowhere), nowhere), ROOM, WholeRoom(LoadStore(sweep_pool), 100)
+    )
     await firing.due()
     assert await deaf.fire_due() == 1
     (run,) = await firing.runs()
@@ -181,6 +184,22 @@ async def test_a_tick_that_finds_the_queue_full_is_put_off_and_comes_when_there_
     await core.admin.execute("update router.schedules set next_time = now() - interval '1 s'")
     assert await firing.scheduler.fire_due() == 2
     assert len(await firing.runs()) == 3
+
+
+async def test_no_tick_makes_more_runs_wait_than_may_over_all_tenants(firing, core):
+    await type(core)(core.pool, core.admin, "ten_b").submit()
+    ids = await firing.due(3)
+    before = await firing.store.now()
+    assert await firing.make(waiting_max=2).fire_due() == 3
+    assert len(await firing.runs()) == 2, "what was accepted since the count is counted on top"
+    rows = [await firing.schedule(schedule_id) for schedule_id in ids]
+    put_off = [row["next_time"] for row in rows if row["last_run_id"] is None]
+    assert len(put_off) == 2
+    assert all(time >= before + timedelta(seconds=PUT_OFF_S) for time in put_off)
+    assert await firing.make(waiting_max=2).fire_due() == 0
+    await core.admin.execute("update router.schedules set next_time = now() - interval '1 s' where last_run_id is null")
+    assert await firing.make(waiting_max=4).fire_due() == 2
+    assert len(await firing.runs()) == 4
 
 
 async def test_a_schedule_that_cannot_be_read_is_put_off_and_holds_nobody_up(firing):

@@ -195,7 +195,9 @@ async def test_an_attempt_that_is_to_be_repeated_waits_and_keeps_its_place(core)
     assert (done["ok"], done["state"], done["next"]) == (True, "queued", None)
     assert await core.claim() is None  # not due yet
     assert not (await core.submit())["ring"]
-    await core.admin.execute("update router.logs set due_time = clock_timestamp()")
+    await core.admin.execute(
+        "update router.logs set due_time = clock_timestamp(); update router.runs set rest_until = clock_timestamp()"
+    )
     held = await core.claim()
     assert (held["run_id"], held["attempt"]) == (first["run_id"], 2)
 

@@ -42,7 +42,8 @@ select jsonb_build_object(
     from router.logs l where l.log_id = $1),
   'runs', (
     select jsonb_agg(jsonb_build_array(r.position, r.state, r.attempt, r.token, r.cancel, r.dropped, r.said_token,
-      r.said_n, convert_from(r.checkpoint, 'utf8'), coalesce(r.dead, '') = 'open') order by r.position)
+      r.said_n, convert_from(r.checkpoint, 'utf8'), coalesce(r.dead, '') = 'open',
+      coalesce(r.rest_until > clock_timestamp(), false)) order by r.position)
     from router.runs r where r.log_id = $1),
   'mail', (
     select coalesce(jsonb_agg(jsonb_build_array(m.type, m.run_id) order by m.mail_id), '[]')
@@ -150,8 +151,9 @@ class Real:
 
     async def passed(self, what, position):
         if what == "due":
-            sql = f"update router.logs set due_time = {AN_HOUR_AGO} where log_id = $1"
-            await self.admin.execute(sql, self.ticket.log_id)
+            for row, until in (("logs", "due_time"), ("runs", "rest_until")):
+                sql = f"update router.{row} set {until} = {AN_HOUR_AGO} where log_id = $1 and {until} is not null"
+                await self.admin.execute(sql, self.ticket.log_id)
         else:
             sql = f"update router.approvals set expire_time = {AN_HOUR_AGO} where approval_id = $1"
             await self.admin.execute(sql, self.asked[position])
@@ -181,6 +183,7 @@ def rows_of(log):
                 *(r.said or (None, None)),
                 r.checkpoint,
                 r.dead,
+                r.resting,
             ]
             for r in log.runs
         ],
@@ -260,6 +263,7 @@ def test_hypothesis_finds_no_interleaving_in_which_they_differ(machine):
         ("renew_1", "u.token and x.holder is not null\n      returning", "u.token returning"),
         ("cancel_run_1", "if l.holder is null then update", "if false then update"),
         ("take_1", "r.cancel is not null or r.attempt", "r.attempt"),
+        ("take_1", "if r.rest_until > clock_timestamp() then", "if false then"),
     ],
 )  # fmt: skip
 def test_a_function_with_a_rule_less_is_caught(machine, function, rule, without):

@@ -175,3 +175,20 @@ async def test_answers_to_an_approval_outlive_the_attempt_that_they_were_given_t
     assert (held["attempt"], held["checkpoint"]) == (2, b"saved")
     assert held["approvals"] == lost["approvals"]
     assert json.loads(held["approvals"])[0]["decision"] == "allow_once"
+
+
+async def test_mail_is_told_while_a_run_rests_and_does_not_wake_it(core):
+    resting = await core.submit("one")
+    later = await core.submit("two")
+    await core.finish(await core.claim(), "queued", delay=SOON)
+    due = (await core.log())["due_time"]
+    assert (await core.call("cancel_run_1", later["run_id"], "me"))["ring"]
+    told = await core.claim()
+    assert (told["run_id"], told["ring"]) == (None, False)
+    assert await endings(core, later["run_id"]) == ["run.cancelled"]
+    assert (await core.log())["due_time"] == due, "as it was: it rests for as long as it was told to"
+    assert await core.claim() is None
+    assert (await core.call("cancel_run_1", resting["run_id"], "me"))["ring"], "who is stopped does not rest"
+    await core.claim()
+    assert await endings(core, resting["run_id"]) == ["run.cancelled"]
+    assert (await core.log())["due_time"] is None

@@ -61,11 +61,12 @@ class FakePolicy(policy_grpc.PolicyServiceServicer):
     def __init__(self) -> None:
         self.requests: list[policy_pb.DecideRequest] = []
         self.limit = 64
+        self.attempts = 3
 
     async def Decide(self, request, context):  # type: ignore[no-untyped-def]
         self.requests.append(request)
         limits = policy_pb.Limits(
-            concurrent_run_count=self.limit, attempt_count=3, output_size_bytes=1 << 20, weight=1.0
+            concurrent_run_count=self.limit, attempt_count=self.attempts, output_size_bytes=1 << 20, weight=1.0
         )
         limits.run_time.FromSeconds(60)
         rule = policy_pb.FiredRule(rule="only_light", effect="prefer", reason="It is the only one.")

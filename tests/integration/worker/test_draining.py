@@ -55,6 +55,23 @@ async def test_a_run_that_ends_within_the_grace_is_not_interrupted(mesh, spawn, 
     assert worker.returncode == 0, worker.log()
 
 
+async def test_a_worker_that_is_told_again_gives_back_what_runs_at_once(mesh, spawn, held_once, eventually):
+    worker = spawn(drain_s="300")
+    run = await mesh.submit("x")
+    await eventually(lambda: half_told(mesh), timeout_s=20)
+
+    async def given_back():
+        row = await mesh.run(run)
+        if row["state"] == "running":
+            worker.send_signal(signal.SIGTERM)
+        return (row["state"], row["attempt"]) == ("queued", 0)
+
+    await eventually(given_back)
+    assert await eventually(lambda: worker.poll() is not None)
+    assert worker.returncode == 0, worker.log()
+    assert "Traceback" not in worker.log()
+
+
 @pytest.mark.parametrize("times", [1, 2])
 async def test_what_runs_when_the_grace_is_over_goes_on_with_another_worker_at_once(
     mesh, spawn, held_once, eventually, when_over, times

@@ -153,3 +153,25 @@ async def test_limits_of_a_tenant_hold_at_once_after_redis_was_emptied(mesh, gat
     gate.set()
     assert [(await when_over(run))["state"] for run in runs] == ["succeeded"] * 8
     assert most == 2
+
+
+async def test_a_ticket_that_comes_twice_does_not_free_the_slot_of_the_run_under_way(mesh, gate, when_over, eventually):
+    mesh.adapter.script = holding(gate, "wait")
+    await mesh.start_worker(slots=2, lease_s=60, renew_s=20)
+    run = await mesh.submit("wait")
+    await eventually(lambda: len(mesh.adapter.requests) == 1)
+    await mesh.ring.push(TENANT, "log_ada")
+
+    async def taken():
+        return not await mesh.ring.waiting()
+
+    await eventually(taken)
+    assert (await when_over(await mesh.submit("hello", contact="bob")))["state"] == "succeeded"  # in its place
+    assert await mesh.redis.zscore(f"{{r:chat}}:run:{TENANT}", "log_ada")
+    gate.set()
+    assert (await when_over(run))["state"] == "succeeded"
+
+    async def given_back():
+        return not await mesh.redis.exists(f"{{r:chat}}:run:{TENANT}")
+
+    await eventually(given_back)

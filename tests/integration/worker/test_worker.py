@@ -128,6 +128,17 @@ async def test_a_failing_attempt_is_tried_again_and_then_fails_with_its_reason(m
     assert (await mesh.types()).count("run.resumed") == 2
 
 
+async def test_policy_may_allow_fewer_attempts(mesh, when_over):
+    async def failing(request):
+        yield {"failed": {"error": {"code": 14, "message": "The model broke off."}, "retryable": True}}
+
+    mesh.adapter.script = failing
+    mesh.policy.attempts = 1
+    await mesh.start_worker()
+    row = await when_over(await mesh.submit("x"))
+    assert (row["state"], row["attempt"]) == ("failed", 1)
+
+
 async def test_without_redis_runs_are_found_in_the_log(mesh, redis_server, when_over):
     redis_server.stop()
     try:

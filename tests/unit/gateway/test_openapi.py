@@ -52,3 +52,19 @@ def test_limits_and_comments_are_in_it(committed: str) -> None:
     assert operation["parameters"][0]["schema"]["maxLength"] == 128
     assert "Idempotency-Key" in [parameter["name"] for parameter in operation["parameters"]]
     assert all(field["description"] for field in body["properties"].values())
+
+
+def test_each_further_service_is_introduced_with_the_scope_that_it_needs(committed: str) -> None:
+    about = {tag["name"]: tag["description"] for tag in json.loads(committed)["tags"]}
+    assert set(about) == {"schedules", "webhooks", "dead-letters"}
+    assert all("scope `admin`" in about[name] for name in ("webhooks", "dead-letters"))
+
+
+def test_every_answer_says_what_it_holds_since_the_page_shows_it(committed: str) -> None:
+    api = json.loads(committed)
+    operations = [operation for path in api["paths"].values() for operation in path.values()]
+    answers = [answer for operation in operations for answer in operation["responses"].values()]
+    answers += api["components"]["responses"].values()
+    assert [
+        kind for answer in answers for kind, held in answer.get("content", {}).items() if "schema" not in held
+    ] == []

@@ -56,6 +56,45 @@ def test_white_space_that_only_deltas_told_is_no_difference() -> None:
     assert relay.ended
 
 
+def test_the_end_of_a_text_whose_beginning_was_missed_is_not_taken_for_its_beginning() -> None:
+    run, relay = Run(), Relay()
+    relay.feed(run.event("run.started"))
+    run.n += 3  # told on a bus that was emptied before anybody heard it
+    assert relay.feed(run.event("assistant.delta", text=" the end")) == ""
+    assert (
+        relay.feed(run.event("assistant.message", text="From the beginning to the end"))
+        == "From the beginning to the end"
+    )
+    assert relay.feed(run.event("assistant.delta", text="And more")) == SEPARATOR + "And more"
+    relay.feed(run.event("assistant.message", text="And more"))
+    relay.feed(run.event("run.succeeded", usage=None))
+    assert relay.ended
+
+
+def test_what_was_missed_in_the_middle_comes_with_the_message() -> None:
+    run, relay = Run(), Relay()
+    assert relay.feed(run.event("assistant.delta", text="Once ")) == "Once "
+    run.n += 1
+    assert relay.feed(run.event("assistant.delta", text="a time")) == ""
+    assert relay.feed(run.event("assistant.message", text="Once upon a time")) == "upon a time"
+
+
+def test_events_of_other_runs_in_between_are_no_gap() -> None:
+    run, relay = Run(), Relay()
+    relay.feed(run.event("run.started"))
+    other = run.event("task.finished")
+    relay.pass_over(other.cursor)
+    assert relay.feed(run.event("assistant.delta", text="Hello")) == "Hello"
+
+
+def test_a_gap_among_another_runs_events_ends_with_its_token() -> None:
+    run, relay = Run(), Relay()
+    relay.pass_over(Cursor(1, 30))
+    run.token = 2
+    assert relay.feed(run.event("run.started")) == ""
+    assert relay.feed(run.event("assistant.delta", text="Hello")) == "Hello"
+
+
 def test_messages_of_one_run_are_set_apart() -> None:
     run, relay = Run(), Relay()
     for text in ("one", "two"):

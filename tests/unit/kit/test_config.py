@@ -38,3 +38,14 @@ def test_a_wrong_setting_is_named_with_its_value(name, value):
 def test_the_processs_own_environment_is_the_default(monkeypatch):
     monkeypatch.setenv("RETINUE_ADDRESS", "unix:/b")
     assert config.load(Settings).address == "unix:/b"
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_number_within_its_bounds_passes(count):
+    config.check_bounds(Settings("a", count), {"count": (1, 9), "ratio": (0.0, 1.0)})
+
+
+@pytest.mark.parametrize("count", [0, 10])
+def test_a_number_out_of_its_bounds_is_named_with_them(count):
+    with pytest.raises(config.SettingError, match=rf"^RETINUE_COUNT={count} must be a number from 1 to 9\.$"):
+        config.check_bounds(Settings("a", count), {"count": (1, 9)})

@@ -17,7 +17,12 @@ def test_runtimes_are_a_comma_list(text, runtimes):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("RETINUE_RUNTIMES", "hermes"), ("RETINUE_RUNTIMES", ","), ("RETINUE_ATTEMPT_COUNT", "0")],
+    [
+        ("RETINUE_RUNTIMES", "hermes"),
+        ("RETINUE_RUNTIMES", ","),
+        ("RETINUE_ATTEMPT_COUNT", "0"),
+        ("RETINUE_ATTEMPT_COUNT", "4"),
+    ],
 )
 def test_a_wrong_setting_is_named_in_one_line(name, value):
     with pytest.raises(config.SettingError) as caught:

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from retinue_kit.errors import Reason, RetinueError
 from retinue_router.domain import pages
+from retinue_router.operations import approvals, contacts, dead_letters, runs, schedules, webhooks
 
 
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
@@ -19,6 +20,12 @@ def test_a_token_made_elsewhere_is_refused(token):
     with pytest.raises(RetinueError) as refused:
         pages.read_id("r", token)
     assert refused.value.reason == Reason.CURSOR_INVALID
+
+
+def test_no_two_lists_share_their_tokens():
+    kinds = [module.PAGE for module in (approvals, contacts, dead_letters, runs, schedules, webhooks)]
+    kinds += [contacts.MESSAGES_PAGE, webhooks.DELIVERIES_PAGE]
+    assert len(set(kinds)) == len(kinds)
 
 
 def test_no_token_is_the_start():

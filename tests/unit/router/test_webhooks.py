@@ -69,9 +69,12 @@ def test_a_bot_that_hears_too_much_is_left_alone_for_a_while():
     assert webhooks.judge_feishu(200, b'{"code": 11232}', 99.0).rest_s == 99.0
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"\xff\xfe", b"[1]", b"null"])
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"\xff\xfe", b"[1]", b"null", b"[" * 16384, b'{"code": %s}' % (b"9" * 4000)]
+)
 def test_an_answer_that_is_not_feishus_counts_for_nothing(body):
-    assert webhooks.judge_feishu(200, body, 0.0).verdict is Verdict.RETRY
+    outcome = webhooks.judge_feishu(200, body, 0.0)
+    assert outcome == webhooks.Outcome(Verdict.RETRY, "HTTP 200 without Feishu's answer")
 
 
 def test_attempts_are_ten_over_most_of_a_day():

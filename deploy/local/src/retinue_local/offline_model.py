@@ -166,7 +166,7 @@ class OfflineModel:
         if not 400 <= status < 600:
             return None
         key = authorization.removeprefix("Bearer ")
-        message = f"The offline model was asked to refuse with {status} (key {key})."
+        message = f"The offline model was asked to refuse with {status}{f' (key {key})' if key else ''}."
         return _refusal(status, message, options.get("code", "asked_for"), options.get("retry_after", ""))
 
     def _recovered(self, plan: Plan) -> bool:

@@ -31,7 +31,8 @@ STOP_GRACE_S = 15.0
 """A service gives calls under way ten seconds; the rest is for closing what it holds."""
 
 WORKER_GRACE_MARGIN_S = 5.0
-"""A worker lets runs end for as long as it is set to, gives back the others, and writes what is left of files."""
+"""A worker lets runs end for as long as it is set to, gives back the others, and writes what is left of files. Where it
+has less time than that, because everything ends, it is told again so long before its end."""
 
 _WORKER_DRAIN = "RETINUE_DRAIN_S"
 _WORKER_DRAIN_DEFAULT_S = "25"
@@ -59,6 +60,8 @@ class Plan:
     stop_signal: signal.Signals = signal.SIGTERM
     grace_s: float = STOP_GRACE_S
     """How long it may take to leave when it alone is told to; then it is killed."""
+    hurry_s: float = 0.0
+    """So long before its time is over it is told to leave again, and then at once; 0 for who would not do it sooner."""
     place: Callable[[], int] | None = None
     """Tells apart who listens where it is called. Where it is set, a new one may take the place of one that serves."""
     death_signal: signal.Signals = signal.SIGKILL
@@ -180,6 +183,7 @@ def _service(ground: Ground, name: str, module: str, needs: tuple[str, ...], sta
         needs=needs,
         stage=stage,
         grace_s=_worker_grace_s(environ) if kind_of(name) == "worker" else STOP_GRACE_S,
+        hurry_s=WORKER_GRACE_MARGIN_S if kind_of(name) == "worker" else 0.0,
         place=check.place,
         prepare=_prepare_keys(ground, environ) if name == "router" else _nothing,
     )

@@ -81,11 +81,16 @@ class Life:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    async def leave(self, number: signal.Signals, timeout_s: float) -> None:
-        """Ask it to end; one that does not in time is killed."""
+    async def leave(self, number: signal.Signals, timeout_s: float, hurry_s: float = 0.0) -> None:
+        """Ask it to end, once more so long before its time is over; one that does not in time is killed."""
         self.send(number)
+        if hurry_s:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, timeout_s - hurry_s)):
+                    await self.gone.wait()
+            self.send(number)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(min(timeout_s, hurry_s or timeout_s)):
                 await self.gone.wait()
         except TimeoutError:
             log.warning("%s (%d) did not end in %.1f s and is killed", self.name, self.pid, timeout_s)
@@ -312,7 +317,7 @@ class Process:
                 async with asyncio.timeout(timeout_s):
                     await self.plan.drain()
         left_s = max(0.0, began + timeout_s - time.monotonic())
-        await asyncio.gather(*(life.leave(self.plan.stop_signal, left_s) for life in self._lives))
+        await asyncio.gather(*(life.leave(self.plan.stop_signal, left_s, self.plan.hurry_s) for life in self._lives))
 
     async def kill(self) -> None:
         """End it at once."""

@@ -43,7 +43,8 @@ def main() -> None:
         _say(str(error))
         code = error.code
     except typer.TyperException as error:
-        _say(error.format_message())
+        if text := error.format_message():  # none where a group without a command has shown its help
+            _say(text)
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED

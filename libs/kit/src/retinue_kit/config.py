@@ -26,6 +26,14 @@ def log_level(environ: Mapping[str, str]) -> int:
     return logging.getLevelNamesMapping()[text.upper()]
 
 
+def check_bounds(settings: msgspec.Struct, bounds: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse a number that is below the least or above the most of its field. Raises SettingError for the first."""
+    for name, (least, most) in bounds.items():
+        value = getattr(settings, name)
+        if not least <= value <= most:
+            raise SettingError(f"{PREFIX}{name.upper()}={value:g} must be a number from {least:g} to {most:g}.")
+
+
 def _convert(kind: type, value: object) -> object:
     if kind is Path:
         return Path(str(value))

@@ -5,14 +5,21 @@ Labels hold values of a small fixed set only, never a tenant's, a contact's or a
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, generate_latest
 
+from retinue_kit.config import SettingError
+
+SETTING = "RETINUE_METRICS_ADDRESS"
+"""Where a process tells its numbers, `unix:/path` or `host:port`; nowhere if it is not set."""
+
 PREFIX = "retinue_"
-READ_TIMEOUT_S = 5.0
+PORT_MAX = 65535
+ANSWER_TIMEOUT_S = 5.0
+"""For reading a request and telling all: who takes longer is cut off."""
+
 REQUEST_SIZE_MAX_BYTES = 8 * 1024
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -36,6 +43,13 @@ stale_writes_refused = counter(
 """Sinks: postgres, stream, workspace, runtime."""
 
 
+def _endpoint(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or int(port) > PORT_MAX:
+        raise SettingError(f"{SETTING}={address!r} must be unix:/path or host:port.")
+    return host.strip("[]"), int(port)
+
+
 class Exposition:
     """Serves GET /metrics over HTTP at `unix:/path` or `host:port`."""
 
@@ -44,7 +58,7 @@ class Exposition:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listen."""
+        """Listen. Raises SettingError for what is no address, OSError if it is taken."""
         if self._address.startswith("unix:"):
             path = Path(self._address.removeprefix("unix:"))
             new = path.with_suffix(".new")  # takes the place of one that a former process still serves on
@@ -52,9 +66,8 @@ class Exposition:
             self._server = await asyncio.start_unix_server(self._answer, new, limit=REQUEST_SIZE_MAX_BYTES)
             new.rename(path)
         else:
-            host, _, port = self._address.rpartition(":")
-            host = host.strip("[]")
-            self._server = await asyncio.start_server(self._answer, host, int(port), limit=REQUEST_SIZE_MAX_BYTES)
+            host, port = _endpoint(self._address)
+            self._server = await asyncio.start_server(self._answer, host, port, limit=REQUEST_SIZE_MAX_BYTES)
 
     @property
     def port(self) -> int:
@@ -71,7 +84,7 @@ class Exposition:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 request = await reader.readuntil(b"\r\n\r\n")
                 found = request.startswith((b"GET /metrics ", b"GET /metrics?"))
                 body = generate_latest(REGISTRY) if found else b"There is /metrics only.\n"
@@ -82,9 +95,10 @@ class Exposition:
                 )
                 writer.write(body)
                 await writer.drain()
+                writer.close()
+                await writer.wait_closed()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
             log.info("metrics not told", detail=str(error)[:200])
         finally:
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
+            # Else what a peer never reads would be kept for it, and this with it.
+            writer.transport.abort()

@@ -7,13 +7,13 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from contextvars import ContextVar
 from typing import TypeVar
 
 import msgspec
 import structlog
 
-from retinue_kit import config, crashing, telemetry
-from retinue_kit.metrics import Exposition
+from retinue_kit import config, crashing, metrics, telemetry
 from retinue_kit.server import Server
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -25,17 +25,27 @@ COLLECT_AFTER = (20_000, 50, 100)
 """Python's collector runs after so many new objects, far less often than by default: almost all that a call makes is
 freed by counting. Measured at 32 clients, a turn costs a tenth less."""
 
-METRICS_SETTING = "RETINUE_METRICS_ADDRESS"
-"""Where the process tells its numbers, `unix:/path` or `host:port`; nowhere if it is not set."""
+HURRY_S = 1.0
+"""Told again after this, a process is to leave at once. Before it, it is the same wish twice: programs that run others
+signal both the process and its group."""
 
 EXIT_SETTINGS = 2
+_hurry: ContextVar[asyncio.Event] = ContextVar("hurry")
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 Assemble = Callable[[S, AsyncExitStack], Awaitable[Server]]
 
 
+def hurry() -> asyncio.Event:
+    """Answer what is set once this process was told to stop again: what takes long is to be given up then.
+
+    To be asked for while the process is assembled; elsewhere, as in tests, nobody sets it.
+    """
+    return _hurry.get(asyncio.Event())
+
+
 def main(name: str, settings: type[S], assemble: Assemble[S], *, grace_s: float = DRAIN_GRACE_S) -> None:
-    """Run a service until SIGTERM or SIGINT, then drain it.
+    """Run a service until SIGTERM or SIGINT, then drain it; either signal again sets what `hurry` answers.
 
     `assemble` builds the server and pushes what is to be closed on the stack, last opened first closed. Exits with 2
     and one line if a setting is wrong, whether the settings' class or `assemble` finds it.
@@ -45,7 +55,7 @@ def main(name: str, settings: type[S], assemble: Assemble[S], *, grace_s: float 
         crashing.switch_on()
         provider = telemetry.set_up(name)
         try:
-            asyncio.run(_run(name, loaded, assemble, grace_s, os.environ.get(METRICS_SETTING, "")))
+            asyncio.run(_run(name, loaded, assemble, grace_s, os.environ.get(metrics.SETTING, "")))
         finally:
             provider.shutdown()
     except config.SettingError as error:
@@ -54,13 +64,23 @@ def main(name: str, settings: type[S], assemble: Assemble[S], *, grace_s: float 
 
 
 async def _run(name: str, settings: S, assemble: Assemble[S], grace_s: float, metrics_address: str) -> None:
-    stop = asyncio.Event()
+    stop, stop_time, hurry = asyncio.Event(), 0.0, asyncio.Event()
+    _hurry.set(hurry)
     loop = asyncio.get_running_loop()
+
+    def told() -> None:
+        nonlocal stop_time
+        if not stop.is_set():
+            stop_time = loop.time()
+            stop.set()
+        elif loop.time() - stop_time > HURRY_S:
+            hurry.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told)
     async with AsyncExitStack() as stack:
         server = await assemble(settings, stack)
-        exposition = Exposition(metrics_address) if metrics_address else None
+        exposition = metrics.Exposition(metrics_address) if metrics_address else None
         if exposition is not None:
             await exposition.start()
             stack.push_async_callback(exposition.stop)

@@ -40,6 +40,10 @@ NEW_SUFFIX = ".new"
 CONCURRENT_CALLS_MAX = 4096
 """Calls at once; more are refused with RESOURCE_EXHAUSTED by gRPC itself. Counts open event streams at the edge."""
 
+PENDING_CALLS_MAX = 8192
+"""Calls that came and wait for the loop to turn: as many as Envoy has under way to one upstream. Beyond gRPC's bound,
+1,000, it ends some by chance with a bare CANCELLED, of which a client cannot tell that it may repeat."""
+
 CUT_MARGIN_S = 0.5
 """How long before the end of the grace streams are cut: in time to say why, so that whoever reads them knows that
 nothing is wrong with what it asked for."""
@@ -269,6 +273,8 @@ class Server:
             options=[
                 # A stale process must not share the port unnoticed.
                 ("grpc.so_reuseport", 0),
+                ("grpc.server.max_pending_requests", PENDING_CALLS_MAX),
+                ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS_MAX),
                 ("grpc.max_metadata_size", METADATA_SIZE_MAX_BYTES),
                 ("grpc.max_receive_message_length", MESSAGE_SIZE_MAX_BYTES),
                 ("grpc.max_send_message_length", MESSAGE_SIZE_MAX_BYTES),

@@ -5,6 +5,9 @@ from retinue_kit.config import SettingError
 
 from retinue_policy.domain.rules import KNOWN_RUNTIMES
 
+ATTEMPTS_MAX = 3
+"""A worker gives no run more."""
+
 
 class Settings(msgspec.Struct, frozen=True):
     """Read from RETINUE_<NAME>."""
@@ -28,7 +31,7 @@ class Settings(msgspec.Struct, frozen=True):
     """Runs of a tenant at once, where the tenant has no setting of its own."""
 
     attempt_count: int = 3
-    """Attempts a run may have."""
+    """Attempts a run may have where its runtime fails, 1 to 3; lost processes count up to 3 anyway."""
 
     run_time_s: float = 600.0
     """Time an attempt may take."""
@@ -43,6 +46,8 @@ class Settings(msgspec.Struct, frozen=True):
         for name in ("concurrent_run_count", "attempt_count", "run_time_s", "output_size_bytes"):
             if getattr(self, name) <= 0:
                 raise SettingError(f"RETINUE_{name.upper()} must be more than 0.")
+        if self.attempt_count > ATTEMPTS_MAX:
+            raise SettingError(f"RETINUE_ATTEMPT_COUNT must be at most {ATTEMPTS_MAX}.")
 
     @property
     def runtimes_on(self) -> tuple[str, ...]:

@@ -3,6 +3,15 @@
 from pathlib import Path
 
 import msgspec
+from retinue_kit import config
+
+BOUNDS = {
+    "pool_size": (1, 1000),
+    "tenant_waiting_count": (1, 1_000_000),
+    "tenant_later_count": (1, 1_000_000),
+    "waiting_count": (1, 200_000),
+}
+"""Least and most: below, everything would be refused; of all that waits, no more than the last is counted."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,3 +41,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Keys that webhooks' secrets are sealed with; without it no webhook can be made that has one."""
     webhook_private_targets: bool = False
     """Whether webhooks may lead to any address, also without TLS: for receivers on one's own network alone."""
+
+    def __post_init__(self) -> None:
+        config.check_bounds(self, BOUNDS)

@@ -43,7 +43,7 @@ def next_after(cron: str, time_zone: str, after: datetime) -> datetime | None:
 
 
 def _what(error: CronSimError) -> str:
-    return str(error).replace("Bad ", "it has no good ").replace("-", " ")
+    return f"its {str(error).removeprefix('Bad ').replace('-', ' ')} names no time"
 
 
 def _zone(name: str) -> tzinfo:

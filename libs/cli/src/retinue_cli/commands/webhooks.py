@@ -109,7 +109,7 @@ def send_test(webhook: Webhook, tenant: Tenant = "", state_dir: StateDir = DEFAU
     where = State(state_dir)
     with Mesh(where) as mesh:
         delivery = mesh.test_webhook(mesh.tenant_of(tenant, where.token()), webhook)
-    typer.echo(f"{delivery.delivery_id} is on its way; retinue webhooks deliveries {webhook} tells what became of it.")
+    typer.echo(f"{delivery.delivery_id} is due; retinue webhooks deliveries {webhook} tells what became of it.")
     return 0
 
 
@@ -159,7 +159,7 @@ def retry(
     where = State(state_dir)
     with Mesh(where) as mesh:
         mesh.retry_delivery(mesh.tenant_of(tenant, where.token()), webhook, delivery)
-    typer.echo(f"{delivery} is on its way once more.")
+    typer.echo(f"{delivery} is due once more; retinue webhooks deliveries {webhook} tells what became of it.")
     return 0
 
 

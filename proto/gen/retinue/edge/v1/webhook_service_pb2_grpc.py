@@ -82,7 +82,8 @@ class WebhookServiceServicer:
     """
 
     def CreateWebhook(self, request, context):
-        """Makes a webhook. The answer is the only one that holds its secret. Fails with QUOTA_EXCEEDED.
+        """Makes a webhook. The answer is the only one that holds its secret. Not idempotent: whoever has heard no answer lists
+        the webhooks and removes the one whose secret is not known. Fails with QUOTA_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fretinue/policy/v1/breaker.proto\x12\x11retinue.policy.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x01\n\x07Outcome\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1a\n\x07runtime\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06run_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x33\n\x06result\x18\x04 \x01(\tB#\xbaH r\x1eR\tsucceededR\x06\x66\x61iledR\tabandoned\x12\x17\n\x06reason\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x0e\n\x06probed\x18\x06 \x01(\x08\"\xaf\x01\n\x07\x42reaker\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12-\n\topen_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nprobe_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nopen_count\x18\x06 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fretinue/policy/v1/breaker.proto\x12\x11retinue.policy.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x01\n\x07Outcome\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1a\n\x07runtime\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06run_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x33\n\x06result\x18\x04 \x01(\tB#\xbaH r\x1eR\tsucceededR\x06\x66\x61iledR\tabandoned\x12\x17\n\x06reason\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@\"\xaf\x01\n\x07\x42reaker\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12-\n\topen_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nprobe_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nopen_count\x18\x06 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,7 +44,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OUTCOME'].fields_by_name['reason']._loaded_options = None
   _globals['_OUTCOME'].fields_by_name['reason']._serialized_options = b'\272H\004r\002\030@'
   _globals['_OUTCOME']._serialized_start=117
-  _globals['_OUTCOME']._serialized_end=305
-  _globals['_BREAKER']._serialized_start=308
-  _globals['_BREAKER']._serialized_end=483
+  _globals['_OUTCOME']._serialized_end=289
+  _globals['_BREAKER']._serialized_start=292
+  _globals['_BREAKER']._serialized_end=467
 # @@protoc_insertion_point(module_scope)

@@ -28,7 +28,6 @@ class Outcome(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
-    PROBED_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Owner of the run."""
     runtime: _builtins.str
@@ -39,8 +38,6 @@ class Outcome(_message.Message):
     """"succeeded"; "failed", for a reason; "abandoned": it ended and says nothing of the runtime."""
     reason: _builtins.str
     """Why it failed: a name of retinue.common.v1.ErrorReason; empty if it did not."""
-    probed: _builtins.bool
-    """Whether the attempt was a probe."""
     def __init__(
         self,
         *,
@@ -49,11 +46,10 @@ class Outcome(_message.Message):
         run_id: _builtins.str = ...,
         result: _builtins.str = ...,
         reason: _builtins.str = ...,
-        probed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["probed", b"probed", "reason", b"reason", "result", b"result", "run_id", b"run_id", "runtime", b"runtime", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "result", b"result", "run_id", b"run_id", "runtime", b"runtime", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -68,7 +68,8 @@ class PolicyServiceServicer:
 
     def ReportOutcomes(self, request, context):
         """Says how attempts went, in order, so that breakers open and close. Which failures speak against a runtime is
-        policy's to know. A report that is lost or repeated does no harm: it is made once and not again.
+        policy's to know. Fails with DEPENDENCY_UNAVAILABLE and may be repeated then: an outcome that counts twice opens a
+        breaker a little earlier, and one that is lost a little later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

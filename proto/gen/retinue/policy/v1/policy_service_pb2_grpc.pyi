@@ -24,7 +24,8 @@ class PolicyServiceStub:
     """
     ReportOutcomes: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.ReportOutcomesRequest, _policy_service_pb2.ReportOutcomesResponse]
     """Says how attempts went, in order, so that breakers open and close. Which failures speak against a runtime is
-    policy's to know. A report that is lost or repeated does no harm: it is made once and not again.
+    policy's to know. Fails with DEPENDENCY_UNAVAILABLE and may be repeated then: an outcome that counts twice opens a
+    breaker a little earlier, and one that is lost a little later.
     """
     ListBreakers: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.ListBreakersRequest, _policy_service_pb2.ListBreakersResponse]
     """Lists the breakers that are not closed, of all tenants: names and numbers only. For operators. Fails with
@@ -53,7 +54,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_policy_service_pb2.ReportOutcomesRequest, _abc.Awaitable[_policy_service_pb2.ReportOutcomesResponse]],
     ) -> _abc.Awaitable[_policy_service_pb2.ReportOutcomesResponse]:
         """Says how attempts went, in order, so that breakers open and close. Which failures speak against a runtime is
-        policy's to know. A report that is lost or repeated does no harm: it is made once and not again.
+        policy's to know. Fails with DEPENDENCY_UNAVAILABLE and may be repeated then: an outcome that counts twice opens a
+        breaker a little earlier, and one that is lost a little later.
         """
 
     @_abc_1.abstractmethod

@@ -49,7 +49,7 @@ class GetLoadResponse(_message.Message):
     TENANT_WAITING_COUNT_MAX_FIELD_NUMBER: _builtins.int
     COUNT_TIME_FIELD_NUMBER: _builtins.int
     dead_letter_count: _builtins.int
-    """Failed runs that were set aside and nobody has decided about; counted up to 100,000."""
+    """Failed runs that were set aside and nobody has decided about; counted up to 200,000."""
     waiting_count_max: _builtins.int
     """Runs that may wait in all classes together; from there on SubmitRun fails with QUEUE_FULL."""
     tenant_waiting_count_max: _builtins.int

@@ -3,6 +3,10 @@
 from pathlib import Path
 
 import msgspec
+from retinue_kit import config
+
+BOUNDS = {"delivery_lease_s": (0.1, 3600.0), "delivery_keep_s": (1.0, 31_622_400.0)}
+"""Least and most: below, everything would be sent again and again, or gone before anybody looked."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,3 +24,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How long a courier may be at one delivery before another takes it up; longer than an attempt and its record."""
     delivery_keep_s: float = 259200.0
     """How long a delivery is kept after its end, for whoever wants to look or to send it once more: three days."""
+
+    def __post_init__(self) -> None:
+        config.check_bounds(self, BOUNDS)

@@ -120,7 +120,11 @@ class Dispatcher:
 
     async def _deliver(self, delivery: Delivery, place: Waiting) -> None:
         try:
-            outcome = await self._attempt(delivery)
+            try:
+                outcome = await self._attempt(delivery)
+            except Exception as error:  # counts as an attempt: who meets it each time would be sent for ever
+                log.error("attempt broke", delivery_id=delivery.delivery_id, exc_info=error)
+                outcome = Outcome(Verdict.RETRY, "the courier met an error of its own")
             reach(Point.COURIER_SENT)
             await self._record(delivery, outcome)
         except Exception as error:  # one delivery's trouble is not the others'
@@ -187,9 +191,10 @@ class Dispatcher:
             try:
                 deliveries_waiting.set(await self._outbox.count_waiting())
                 for _ in range(PURGE_BATCHES_MAX):
-                    if not await self._outbox.purge():
-                        break
+                    more = await self._outbox.purge()
                     reach(Point.COURIER_PURGED)
+                    if not more:
+                        break
             except RetinueError as error:
                 log.warning("not cleared away", detail=error.private)
             await asyncio.sleep(CLEAR_S * random.uniform(0.8, 1.2))  # noqa: S311

@@ -50,6 +50,10 @@ class Load:
         """Runs whose time has come, in all classes."""
         return sum(queue.waiting for queue in self.queues.values())
 
+    def room(self, waiting_max: int) -> int:
+        """How many more runs may wait; 0 or less where none may."""
+        return waiting_max - self.waiting if self.whole else 0
+
 
 def retry_after_s(waiting: int, ended: int, window_s: float) -> float:
     """Tell in how many seconds a part of a queue will have drained, where so many runs ended within a window.

@@ -34,6 +34,9 @@ JITTER = 0.2
 RETRY_AFTER_MAX_S = 43200.0
 """How long a receiver may have us wait: no longer than we would by ourselves."""
 
+FEISHU_CODE_MAX = 999_999_999
+"""Feishu's codes have up to eight digits; what a stranger answers may have thousands, and would be kept and shown."""
+
 FEISHU_REST_S = 10.0
 """After a bot was told to slow down: it takes 5 messages a second and 100 a minute."""
 
@@ -118,9 +121,9 @@ def judge_feishu(status: int, body: bytes, rest_s: float) -> Outcome:
     try:
         answer = json.loads(body)
         code = answer.get("code", answer.get("StatusCode"))
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):  # 16 KiB hold more brackets than Python reads
         code = None
-    if not isinstance(code, int):
+    if not isinstance(code, int) or not 0 <= code <= FEISHU_CODE_MAX:
         outcome = judge(status, rest_s)
         if outcome.verdict is not Verdict.DELIVERED:
             return outcome

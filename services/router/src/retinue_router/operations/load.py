@@ -32,7 +32,7 @@ class Loads:
     @property
     def full(self) -> bool:
         """Whether no more runs may wait, in all. What comes within a second of the last count goes on top."""
-        return self.last.waiting >= self.bounds.waiting or not self.last.whole
+        return self.last.room(self.bounds.waiting) <= 0
 
     async def count(self) -> None:
         """Count once. Raises DEPENDENCY_UNAVAILABLE."""

@@ -15,7 +15,7 @@ from retinue_router.store.guard import Row
 from retinue_router.store.webhooks import WebhookStore
 
 PAGE = "w"
-DELIVERIES_PAGE = "d"
+DELIVERIES_PAGE = "v"
 
 LOOK_UP_TIMEOUT_S = 3.0
 """A person waits; a name that takes longer than this would fail many deliveries, too."""

@@ -12,6 +12,7 @@ from retinue_kit.streams import Bus
 from retinue_router.domain.queues import QueueClass
 from retinue_router.doorbell import Doorbell
 from retinue_router.ring import Rings
+from retinue_router.store.load import LoadStore
 from retinue_router.store.runs import Room
 from retinue_router.store.schedules import ScheduleStore
 from retinue_router.worker.clients import Directory, Policy, Runtimes
@@ -23,7 +24,7 @@ from retinue_router.worker.puller import Puller
 from retinue_router.worker.remains import Remains
 from retinue_router.worker.reporter import Reporter
 from retinue_router.worker.runner import Parts, Runner
-from retinue_router.worker.scheduler import Scheduler
+from retinue_router.worker.scheduler import Scheduler, WholeRoom
 from retinue_router.worker.sweeper import Sweeper
 
 POOL_SIZE = 12
@@ -50,7 +51,7 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
     }
     for peer in peers.values():
         stack.push_async_callback(peer.close)
-    clock, boot = SystemClock(), ids.new_id("wrk")
+    clock, boot, hurry = SystemClock(), ids.new_id("wrk"), process.hurry()
     rings, store = Rings(client), LeaseStore(pool, settings.lease_s)
     bus = Bus(client)
     remains = Remains(bus)
@@ -67,7 +68,8 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
     )  # fmt: skip
     sweeper = Sweeper(sweep_pool, rings)
     room = Room(settings.tenant_waiting_count, settings.tenant_later_count)
-    scheduler = Scheduler(sweep_pool, ScheduleStore(pool), Doorbell(rings, client), room)
+    whole = WholeRoom(LoadStore(sweep_pool), settings.waiting_count)
+    scheduler = Scheduler(sweep_pool, ScheduleStore(pool), Doorbell(rings, client), room, whole)
     pullers = [
         Puller(queue, runner, rings, sweeper, blocking, clock, slots)
         for queue, slots in ((QueueClass.CHAT, settings.slots), (QueueClass.TASK, settings.task_slots))
@@ -93,7 +95,11 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
         for loop in pulling:
             loop.cancel()
         await asyncio.gather(*pulling, return_exceptions=True)
-        await asyncio.gather(*(puller.drain(settings.drain_s) for puller in pullers))
+        draining = asyncio.create_task(_drain(pullers, settings.drain_s))
+        hurried = asyncio.create_task(hurry.wait())
+        await asyncio.wait([draining, hurried], return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+        hurried.cancel()
         keeper.release_all()
         await asyncio.gather(*(puller.leave() for puller in pullers))
         await projector.flush()
@@ -110,6 +116,10 @@ async def _pull(puller: Puller, schema: postgres.Schema) -> None:
     # An attempt that could not be ended by the functions of an older schema would be lost, and cost its run.
     await schema.wait()
     await puller.pull_for_ever()
+
+
+async def _drain(pullers: list[Puller], grace_s: float) -> None:
+    await asyncio.gather(*(puller.drain(grace_s) for puller in pullers))
 
 
 if __name__ == "__main__":

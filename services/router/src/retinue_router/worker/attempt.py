@@ -19,7 +19,7 @@ from retinue_router.encoding import plain
 from retinue_router.ring import Rings, Ticket
 from retinue_router.worker.clients import RUNTIME_ADAPTER, Agent, Directory, Policy, Runtimes, duration, patiently
 from retinue_router.worker.keeper import Keeper, Lease
-from retinue_router.worker.leases import Asked, ContextLine, Held, LeaseStore
+from retinue_router.worker.leases import ATTEMPTS_MAX, Asked, ContextLine, Held, LeaseStore
 from retinue_router.worker.outcome import Outcome, Saved, storable, usage_of
 from retinue_router.worker.reporter import Reporter
 from retinue_router.worker.teller import Teller, lost
@@ -75,6 +75,11 @@ class Attempt:
         self._begun = False
         self._probing = False
 
+    @property
+    def attempts_max(self) -> int:
+        """Attempts that the run may have: what policy says, within what a lost lease counts to."""
+        return min(self._decided.limits.attempt_count or ATTEMPTS_MAX, ATTEMPTS_MAX) if self._decided else ATTEMPTS_MAX
+
     async def run(self) -> Outcome:
         """Execute until the end. A wish to stop ends it as cancelled, a release as queued; a lost lease raises
         STALE_FENCING_TOKEN.
@@ -119,10 +124,10 @@ class Attempt:
         return out
 
     def _report_failure(self, reason: Reason | None) -> None:
-        decided, probed = self._decided, self._probing
+        decided = self._decided
         if decided is not None:
             self._probing = False
-            self._reporter.failed(self._ticket.tenant_id, decided.runtime, self._held.run_id, reason, probed=probed)
+            self._reporter.failed(self._ticket.tenant_id, decided.runtime, self._held.run_id, reason)
 
     def _report_success(self) -> None:
         decided, probed = self._decided, self._probing

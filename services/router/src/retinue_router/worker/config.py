@@ -47,6 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How long a run waits in all for a runtime that fails, or a part of the mesh that is away, before it fails."""
     tenant_waiting_count: int = 5000
     tenant_later_count: int = 10_000
+    waiting_count: int = 50_000
     """As the service's: what schedules ask is bounded like what clients do."""
 
     def __post_init__(self) -> None:

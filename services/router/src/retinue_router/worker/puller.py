@@ -105,7 +105,7 @@ class Puller:
         task.add_done_callback(self._ended)
 
     async def _work(self, ticket: Ticket, *, made: bool) -> None:
-        """Work on a log; `made` says whether it took the slot in the ring, which else is another's while he holds the log."""
+        """Work on a log, whose slot in the ring was made with its ticket or is that of whoever holds the log."""
         mine = made
         try:
             mine = await self._runner.work(ticket) or made

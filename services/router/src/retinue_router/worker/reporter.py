@@ -52,11 +52,11 @@ class Reporter:
             tenant_id, runtime, "succeeded",
         ):  # fmt: skip
             return
-        self._add(Outcome(tenant_id=tenant_id, runtime=runtime, run_id=run_id, result="succeeded", probed=probed))
+        self._add(Outcome(tenant_id=tenant_id, runtime=runtime, run_id=run_id, result="succeeded"))
         if probed:
             self._hurry.set()
 
-    def failed(self, tenant_id: str, runtime: str, run_id: str, reason: Reason | None, *, probed: bool) -> None:
+    def failed(self, tenant_id: str, runtime: str, run_id: str, reason: Reason | None) -> None:
         """Say that an attempt failed; policy knows which reasons speak against the runtime."""
         key = (tenant_id, runtime)
         self._suspects[key] = self._clock.monotonic() + SUSPECT_S
@@ -70,14 +70,13 @@ class Reporter:
                 run_id=run_id,
                 result="failed",
                 reason=str(reason or ""),
-                probed=probed,
             )
         )
         self._hurry.set()
 
     def abandoned(self, tenant_id: str, runtime: str, run_id: str) -> None:
         """Say that a probe ended without finding anything out."""
-        self._add(Outcome(tenant_id=tenant_id, runtime=runtime, run_id=run_id, result="abandoned", probed=True))
+        self._add(Outcome(tenant_id=tenant_id, runtime=runtime, run_id=run_id, result="abandoned"))
         self._hurry.set()
 
     def _add(self, outcome: Outcome) -> None:

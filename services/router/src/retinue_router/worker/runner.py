@@ -21,7 +21,7 @@ from retinue_router.ring import Rings, Ticket
 from retinue_router.worker.attempt import Attempt
 from retinue_router.worker.clients import Directory, Policy, Runtimes, patiently
 from retinue_router.worker.keeper import Keeper, Lease
-from retinue_router.worker.leases import ATTEMPTS_MAX, Ended, Ending, Held, LeaseStore
+from retinue_router.worker.leases import Ended, Ending, Held, LeaseStore
 from retinue_router.worker.outcome import Outcome, retry_delay_s
 from retinue_router.worker.projection import Projector
 from retinue_router.worker.remains import Remains
@@ -168,7 +168,7 @@ class Runner:
         put_back_s = await self._put_back(ticket, held, outcome)
         if put_back_s is not None:
             state, delay_s, refund = "queued", put_back_s, True
-        elif state == "failed" and outcome.retryable and held.attempt < ATTEMPTS_MAX:
+        elif state == "failed" and outcome.retryable and held.attempt < attempt.attempts_max:
             state, delay_s = "queued", retry_delay_s(held.attempt)
         elif outcome.text and lease.wish != "rollback" and state in ("cancelled", "failed"):
             # What it had said when it was stopped is part of the conversation.

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -19,8 +20,10 @@ from retinue_router.domain.contacts import log_id_of
 from retinue_router.domain.queues import TASK_LOG
 from retinue_router.domain.submission import Submission
 from retinue_router.doorbell import Doorbell
+from retinue_router.operations.load import COUNT_EVERY_S, COUNT_SHARE
 from retinue_router.operations.runs import body_of
 from retinue_router.store.guard import guarding
+from retinue_router.store.load import LoadStore
 from retinue_router.store.runs import NewIds, Room
 from retinue_router.store.schedules import ScheduleStore
 
@@ -31,8 +34,9 @@ BATCH_MAX = 100
 """Schedules fired between two looks; while more are due, the next look follows at once."""
 
 PUT_OFF_S = 30.0
-"""A tick that finds its tenant's queue full, or cannot be fired, comes again after this, or with the next tick if that
-is earlier: often enough to be in time for what comes daily, and those that can be fired do not stand behind it."""
+"""A tick that finds the queue full, its tenant's or the whole, or cannot be fired, comes again after this, or with the
+next tick if that is earlier: often enough to be in time for what comes daily, and those that can be fired do not stand
+behind it."""
 
 _LOOK_LOCK = 0x52E7_1BE2
 ticks = counter("schedule_ticks", "Times that came for schedules, by what became of them.", ["outcome"])
@@ -49,14 +53,40 @@ class Due(NamedTuple):
     tick: datetime
 
 
+class WholeRoom:
+    """Whether one more run may wait, over all tenants: counted when it is asked, and not again within a second."""
+
+    def __init__(self, store: LoadStore, waiting_max: int) -> None:
+        self._store = store
+        self._waiting_max = waiting_max
+        self._left = 0
+        self._good_until = 0.0
+
+    async def left(self) -> bool:
+        """Ask. Raises DEPENDENCY_UNAVAILABLE if Postgres is away."""
+        began = time.monotonic()
+        if began >= self._good_until:
+            self._left = (await self._store.count()).room(self._waiting_max)
+            took = time.monotonic() - began
+            self._good_until = began + max(COUNT_EVERY_S, took * COUNT_SHARE)
+        return self._left > 0
+
+    def take(self) -> None:
+        """Count one that was accepted since."""
+        self._left -= 1
+
+
 class Scheduler:
     """Sees ids of what is due, of all tenants; fires as each tenant."""
 
-    def __init__(self, sweep_pool: "asyncpg.Pool", store: ScheduleStore, doorbell: Doorbell, room: Room) -> None:
+    def __init__(
+        self, sweep_pool: "asyncpg.Pool", store: ScheduleStore, doorbell: Doorbell, room: Room, whole: WholeRoom
+    ) -> None:
         self._sweep_pool = sweep_pool
         self._store = store
         self._doorbell = doorbell
         self._room = room
+        self._whole = whole
 
     async def fire_for_ever(self) -> None:
         """Fire what is due. One process of the mesh at a time looks; that two fire the same does no harm."""
@@ -109,6 +139,8 @@ class Scheduler:
         if found is None:
             return False
         following = cron.next_after(found["cron"], found["time_zone"], found["now"])
+        if not await self._whole.left():
+            return await self._put_off(due, found["now"], following)
         log_id = log_id_of(due.tenant_id, found["contact"])
         new = NewIds(ids.new_id(TASK_LOG), ids.new_id("ses"), ids.new_id("run"), log_id)
         task = Submission(
@@ -120,12 +152,14 @@ class Scheduler:
         reach(Point.FIRE_COMMITTED)
         if answer["outcome"] == "accepted":
             ticks.labels("accepted").inc()
+            self._whole.take()
             await self._doorbell.ring(due.tenant_id, new.log_id)
             reach(Point.FIRE_RUNG)
             return True
-        if answer["outcome"] == "full":
-            ticks.labels("full").inc()
-            log.warning("schedule put off: the queue is full", schedule_id=due.schedule_id)
-            later = found["now"] + timedelta(seconds=PUT_OFF_S)
-            return await self._store.put_off(*due, min(later, following or later))
-        return False
+        return answer["outcome"] == "full" and await self._put_off(due, found["now"], following)
+
+    async def _put_off(self, due: Due, now: datetime, following: datetime | None) -> bool:
+        ticks.labels("full").inc()
+        log.warning("schedule put off: the queue is full", schedule_id=due.schedule_id)
+        later = now + timedelta(seconds=PUT_OFF_S)
+        return await self._store.put_off(*due, min(later, following or later))

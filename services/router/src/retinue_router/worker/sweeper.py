@@ -37,7 +37,8 @@ PURGE_ROWS_MAX = 1000
 """Keys removed at once: a few milliseconds, and more in a day than a busy tenant can leave behind."""
 
 _DUE = """select tenant_id, log_id, due_time from logs
-  where due_time < clock_timestamp() and (holder is not null or due_time < clock_timestamp() - make_interval(secs => $1))
+  where due_time < clock_timestamp()
+    and (holder is not null or due_time < clock_timestamp() - make_interval(secs => $1))
     and ($2::timestamptz is null or due_time >= $2)
   order by due_time limit $3"""
 _DUE_IN_TURNS = """select t.tenant_id, t.log_id from (
