@@ -101,7 +101,8 @@ def routes(descriptor: Path) -> Json:
 def _retries() -> Json:
     # Only where the request has not been sent, so that even what must not happen twice may be tried again.
     return {
-        "retry_on": "connect-failure,refused-stream,reset-before-request",
+        # What a leaving process ends as cancelled was not begun there either: calls under way end as draining.
+        "retry_on": "connect-failure,refused-stream,reset-before-request,cancelled",
         "num_retries": RETRIES_MAX,
         "retry_back_off": {"base_interval": "0.1s", "max_interval": "0.5s"},
     }

@@ -190,7 +190,7 @@ class Document:
         if method.name in _KEYED:
             headers["idempotent-replay"] = openapi_extra.REPLAY
         if method.server_streaming:
-            content: Json = {"text/event-stream": {"schema": {"type": "string"}}}
+            content: Json = {"text/event-stream": {"schema": openapi_extra.SERVER_SENT_EVENT}}
             text = "Events, each with its cursor as id, its type as event, and the Event as data."
         else:
             content = {"application/json": {"schema": self._reference(method.output_type)}}

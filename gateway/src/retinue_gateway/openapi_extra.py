@@ -12,6 +12,11 @@ REPLAY: Json = {
     "description": "`true` if the idempotency key was used before: nothing new was accepted.",
     "schema": {"type": "string", "enum": ["true"]},
 }
+SERVER_SENT_EVENT: Json = {
+    "type": "object",
+    "description": "An event; comments in between keep the connection alive.",
+    "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
+}
 RETRY_AFTER: Json = {"description": "Seconds after which to try again.", "schema": {"type": "integer", "minimum": 1}}
 
 KEY_HEADER: Json = {
@@ -251,7 +256,7 @@ PATHS: Json = {
                     "headers": {"idempotent-replay": REPLAY},
                     "content": {
                         "application/json": {"schema": {"$ref": "#/components/schemas/ChatCompletion"}},
-                        "text/event-stream": {"schema": {"type": "string"}},
+                        "text/event-stream": {"schema": SERVER_SENT_EVENT},
                     },
                 },
                 **_openai_refusals("400", "401", "403", "404", "409", "413", "429", "500", "503", "504"),

@@ -45,8 +45,8 @@ PENDING_CALLS_MAX = 8192
 1,000, it ends some by chance with a bare CANCELLED, of which a client cannot tell that it may repeat."""
 
 CUT_MARGIN_S = 0.5
-"""How long before the end of the grace streams are cut: in time to say why, so that whoever reads them knows that
-nothing is wrong with what it asked for."""
+"""How long before the end of the grace calls are cut: in time to say why, so that whoever made them knows that nothing
+is wrong with what was asked for."""
 
 _UNTRACED = ("/grpc.health.", "/grpc.reflection.", "/opentelemetry.proto.collector.")
 """Calls without a tenant, which none of the steps concern: a collector that traced itself would never come to rest."""
@@ -168,14 +168,14 @@ class Steps(grpc.aio.ServerInterceptor):
         self._gate = gate
         self._request_size_max_bytes = request_size_max_bytes
         self._wrapped: dict[str, Handler] = {}
-        self._streams: set[asyncio.Task[object]] = set()
+        self._calls: set[asyncio.Task[object]] = set()
         self._cut = False
         self.draining = False
 
     def cut(self) -> None:
-        """End the streams under way with DRAINING."""
+        """End the calls under way with DRAINING: whoever waits for one may ask again, with the same key."""
         self._cut = True
-        for task in list(self._streams):
+        for task in list(self._calls):
             task.cancel()
 
     async def intercept_service(self, continuation: Any, details: Any) -> Handler:
@@ -198,41 +198,44 @@ class Steps(grpc.aio.ServerInterceptor):
 
         async def unary(request: Message | None, context: Serving) -> object:
             span = _begin(method, request, context)
+            task = cast("asyncio.Task[object]", asyncio.current_task())
+            self._calls.add(task)
             try:
                 self._admit(method, request, context)
                 return await handler.unary_unary(request, context)
-            except grpc.aio.AbortError:
-                raise
-            except Exception as error:
-                await _refuse(error, span, context, method)
+            except (Exception, asyncio.CancelledError) as error:
+                await _refuse(self._answerable(error, task, context), span, context, method)
                 return None
             finally:
+                self._calls.discard(task)
                 span.end()
 
         async def stream(request: Message | None, context: Serving) -> AsyncIterator[object]:
             span = _begin(method, request, context)
             task = cast("asyncio.Task[object]", asyncio.current_task())
-            self._streams.add(task)
+            self._calls.add(task)
             try:
                 self._admit(method, request, context)
                 async for response in handler.unary_stream(request, context):
                     yield response
-            except grpc.aio.AbortError:
-                raise
-            except asyncio.CancelledError:
-                if not self._cut or context.cancelled():
-                    raise
-                task.uncancel()
-                await _refuse(_draining(), span, context, method)
-            except Exception as error:
-                await _refuse(error, span, context, method)
+            except (Exception, asyncio.CancelledError) as error:
+                await _refuse(self._answerable(error, task, context), span, context, method)
             finally:
-                self._streams.discard(task)
+                self._calls.discard(task)
                 span.end()
 
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(stream, **codec)
         return grpc.unary_unary_rpc_method_handler(unary, **codec)
+
+    def _answerable(self, error: BaseException, task: "asyncio.Task[object]", context: Serving) -> Exception:
+        """Read what a call ended with; raises again what was answered already, and a cancellation that is not ours."""
+        if isinstance(error, asyncio.CancelledError) and self._cut and not context.cancelled():
+            task.uncancel()
+            return _draining()
+        if isinstance(error, grpc.aio.AbortError) or not isinstance(error, Exception):
+            raise error
+        return error
 
     def _admit(self, method: str, request: Message | None, context: Serving) -> None:
         if self.draining:
