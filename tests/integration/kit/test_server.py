@@ -277,6 +277,23 @@ async def test_a_draining_server_refuses_what_is_new_and_finishes_what_it_began(
     await draining
 
 
+async def test_a_call_that_outlasts_the_grace_is_told_why_it_was_cut(serve, stub, address, servicer):
+    began, never = asyncio.Event(), asyncio.Event()
+
+    async def script():
+        began.set()
+        await never.wait()
+
+    servicer.script = script
+    under_way = stub.Decide(REQUEST)
+    await began.wait()
+    draining = asyncio.create_task(serve.server(address).drain(1))
+    error, _, info, retry = await status_of(under_way)
+    assert (error.code(), info.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    assert retry.retry_delay.ToMilliseconds() > 0
+    await draining
+
+
 async def test_health_follows_the_dependencies(address, peer, dependency, eventually):
     policy = peer("policy", address)
     health = health_pb2_grpc.HealthStub(policy.channel)
