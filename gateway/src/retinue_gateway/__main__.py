@@ -1,6 +1,5 @@
 """How the gateway is assembled: gRPC for Envoy's transcoder and gRPC callers, ASGI for the rest, in one loop."""
 
-import asyncio
 import os
 from contextlib import AsyncExitStack
 from functools import partial
@@ -19,6 +18,7 @@ from retinue.edge.v1 import (
 from retinue_kit import process, streams
 from retinue_kit.client import Peer
 from retinue_kit.clock import SystemClock
+from retinue_kit.loops import keep
 from retinue_kit.server import Service
 from retinue_kit.streams import Bus
 from retinue_kit.watching import Subscriber
@@ -84,8 +84,9 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Edge:
         },
         {"/v1/ws": Sockets(operations, events, credentials).serve},
     )
-    for loop in (credentials.refresh_for_ever(), attendance.look_for_ever(), collector.work_for_ever()):
-        stack.callback(asyncio.create_task(loop).cancel)
+    stack.callback(keep("refresh-keys", credentials.refresh_for_ever).cancel)
+    stack.callback(keep("look-for-readers", attendance.look_for_ever).cancel)
+    stack.callback(keep("collect-traces", collector.work_for_ever).cancel)
     servicer = EdgeServicer(operations, events)
     services = [
         Service(edge_service_pb2_grpc.add_EdgeServiceServicer_to_server, servicer, EDGE),

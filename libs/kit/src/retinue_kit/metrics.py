@@ -42,6 +42,8 @@ stale_writes_refused = counter(
 )
 """Sinks: postgres, stream, workspace, runtime."""
 
+loops_broken = counter("loops_broken", "Loops of a process that broke and began again: each is a bug.", ["loop"])
+
 
 def _endpoint(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")

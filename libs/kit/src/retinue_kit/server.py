@@ -18,6 +18,7 @@ from opentelemetry import trace
 
 from retinue_kit import deadlines, telemetry, tenancy, wire
 from retinue_kit.errors import RETRY_AFTER_S, Reason, RetinueError
+from retinue_kit.loops import keep
 
 METADATA_SIZE_MAX_BYTES = 64 * 1024
 """What comes with a call besides its message. The edge lets 16 KiB in, which count more here: a path twice, and 32
@@ -306,7 +307,7 @@ class Server:
         await self._probe()
         if is_socket:
             Path(bound.removeprefix("unix:")).rename(self.address.removeprefix("unix:"))
-        self._prober = asyncio.create_task(self._probe_for_ever())
+        self._prober = keep("probe", self._probe_for_ever)
         return port
 
     async def drain(self, grace_s: float) -> None:

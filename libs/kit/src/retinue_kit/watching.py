@@ -9,6 +9,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from retinue_kit.errors import RetinueError
+from retinue_kit.loops import keep
 from retinue_kit.streams import Bus, Cursor, Entry, channel
 from retinue_kit.watch import Durable, Watch
 
@@ -55,9 +56,9 @@ class Subscriber:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Subscriber":
-        self._tasks.append(asyncio.create_task(self._listen_for_ever(), name="subscriber"))
+        self._tasks.append(keep("listen", self._listen_for_ever))
         if self._cursors is not None:
-            self._tasks.append(asyncio.create_task(self._tick_for_ever(self._cursors), name="tick"))
+            self._tasks.append(keep("tick", self._tick_for_ever, self._cursors))
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -7,6 +7,7 @@ from retinue.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
 from retinue_kit import process, streams
 from retinue_kit.client import Peer
 from retinue_kit.clock import SystemClock
+from retinue_kit.loops import keep
 from retinue_kit.server import Server, Service
 
 from retinue_policy.clients import DirectoryTenants
@@ -30,7 +31,7 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
     clock, client = SystemClock(), streams.connect(settings.redis_url)
     stack.push_async_callback(client.aclose)
     breakers = Breakers(BreakerStore(client), clock, settings.runtimes_on)
-    looking = asyncio.create_task(breakers.look_for_ever())
+    looking = keep("look", breakers.look_for_ever)
 
     async def stop() -> None:
         looking.cancel()

@@ -17,6 +17,7 @@ from retinue.router.v1 import (
 )
 from retinue_kit import postgres, process, streams
 from retinue_kit.clock import SystemClock
+from retinue_kit.loops import keep
 from retinue_kit.sealing import Sealer
 from retinue_kit.server import Server, Service
 from retinue_kit.streams import Bus
@@ -80,7 +81,7 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
     subscriber = await stack.enter_async_context(Subscriber(blocking, bus, Tick(event_store)))
     bounds = Bounds(settings.tenant_waiting_count, settings.waiting_count, settings.tenant_later_count)
     loads = Loads(LoadStore(sweep_pool), bounds)
-    stack.push_async_callback(_stop, asyncio.create_task(loads.count_for_ever()))
+    stack.push_async_callback(_stop, keep("count", loads.count_for_ever))
     rooms = Rooms(run_store, loads, SystemClock())
     runs = Runs(run_store, rooms, doorbell)
     router = RouterServicer(

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 
 from retinue_kit import postgres, process
 from retinue_kit.clock import SystemClock
+from retinue_kit.loops import keep
 from retinue_kit.sealing import Sealer
 from retinue_kit.server import Server
 
@@ -31,8 +32,8 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
     sender = await stack.enter_async_context(Sender(names, private=settings.webhook_private_targets))
     outbox = Outbox(pool, settings.delivery_lease_s, settings.delivery_keep_s)
     dispatcher = Dispatcher(outbox, sender, sealer, SystemClock())
-    working = asyncio.create_task(dispatcher.work_for_ever())
-    clearing = asyncio.create_task(dispatcher.clear_for_ever())
+    working = keep("deliver", dispatcher.work_for_ever)
+    clearing = keep("clear", dispatcher.clear_for_ever)
 
     async def stop() -> None:
         working.cancel()

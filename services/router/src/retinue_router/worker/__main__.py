@@ -1,11 +1,13 @@
 """Assembles a worker: stores, ring, bus, neighbours, and the loops that it lives on."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 from retinue_kit import ids, postgres, process, streams
 from retinue_kit.client import Peer
 from retinue_kit.clock import SystemClock
+from retinue_kit.loops import keep
 from retinue_kit.server import Server
 from retinue_kit.streams import Bus
 
@@ -74,21 +76,19 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
         Puller(queue, runner, rings, sweeper, blocking, clock, slots)
         for queue, slots in ((QueueClass.CHAT, settings.slots), (QueueClass.TASK, settings.task_slots))
     ]
-    loops = [
-        asyncio.create_task(loop)
-        for loop in (
-            keeper.renew_for_ever(settings.renew_s),
-            keeper.keep_slots_for_ever(settings.renew_s),
-            keeper.hear_pokes_for_ever(blocking, boot),
-            projector.project_for_ever(),
-            remains.tell_for_ever(),
-            reporter.report_for_ever(),
-            sweeper.sweep_for_ever(),
-            scheduler.fire_for_ever(),
-        )
-    ]
     schema = postgres.Schema(pool, "retinue_router", "router")
-    pulling = [asyncio.create_task(_pull(puller, schema)) for puller in pullers]
+
+    loops = [
+        keep("renew", keeper.renew_for_ever, settings.renew_s),
+        keep("keep-slots", keeper.keep_slots_for_ever, settings.renew_s),
+        keep("hear-pokes", keeper.hear_pokes_for_ever, blocking, boot),
+        keep("project", projector.project_for_ever),
+        keep("tell-remains", remains.tell_for_ever),
+        keep("report", reporter.report_for_ever),
+        keep("sweep", _behind, schema, sweeper.sweep_for_ever),
+        keep("fire", _behind, schema, scheduler.fire_for_ever),
+    ]
+    pulling = [keep("pull", _behind, schema, puller.pull_for_ever) for puller in pullers]
 
     async def stop() -> None:
         runner.draining = True
@@ -112,10 +112,10 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
     return Server(settings.address, [], {"postgres": schema.check, "redis": client.ping})
 
 
-async def _pull(puller: Puller, schema: postgres.Schema) -> None:
+async def _behind(schema: postgres.Schema, work: Callable[[], Awaitable[None]]) -> None:
     # An attempt that could not be ended by the functions of an older schema would be lost, and cost its run.
     await schema.wait()
-    await puller.pull_for_ever()
+    await work()
 
 
 async def _drain(pullers: list[Puller], grace_s: float) -> None:
