@@ -45,6 +45,42 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     model_chunk_timeout_s: float = 60.0
     """Seconds between two chunks; a model that thinks aloud is not silent that long."""
 
+    openclaw_dir: str = ""
+    """Folder of an installed OpenClaw, as `deploy/openclaw` makes it; empty if there is none."""
+
+    openclaw_state_dir: str = ""
+    """Folder for the instances' own folders; what is in it when the process starts is removed."""
+
+    openclaw_backend: str = "process"
+    """How instances run: `process`, `docker` or `kubernetes`."""
+
+    openclaw_shared_count: int = 1
+    """Shared gateways that are kept running."""
+
+    openclaw_warm_cell_count: int = 0
+    """Cells that are kept running before a tenant needs one; each takes about a GiB."""
+
+    openclaw_cell_count_max: int = 8
+    """Cells at once, the warm ones included."""
+
+    openclaw_run_count: int = 4
+    """Runs at once in one gateway: more of them make each slower and none faster."""
+
+    openclaw_waiting_count: int = 64
+    """Runs that may wait to be admitted to one gateway."""
+
+    openclaw_idle_s: float = 1800.0
+    """A cell without a run for so long is ended, and a tenant's agent on a shared gateway removed."""
+
+    openclaw_heap_mib: int = 512
+    """Old space of a gateway's heap. 192 is too little for one turn."""
+
+    openclaw_memory_mib: int = 1536
+    """A gateway that uses more is replaced once its runs are over; one that uses half as much again at once."""
+
+    openclaw_proxy_address: str = "127.0.0.1:0"
+    """Where the model endpoint for gateways listens; port 0 takes a free one."""
+
 
 class ProviderEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An endpoint."""

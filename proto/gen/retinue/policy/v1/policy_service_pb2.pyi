@@ -110,6 +110,7 @@ class Decision(_message.Message):
     RULES_FIELD_NUMBER: _builtins.int
     PROBES_FIELD_NUMBER: _builtins.int
     WATCHED_FIELD_NUMBER: _builtins.int
+    ISOLATION_FIELD_NUMBER: _builtins.int
     runtime: _builtins.str
     """The runtime."""
     model: _builtins.str
@@ -124,6 +125,8 @@ class Decision(_message.Message):
     """
     watched: _builtins.bool
     """Whether the runtime has failed lately, so that a success is worth a report."""
+    isolation: _builtins.str
+    """"shared" or "cell": whether the runtime may serve other tenants by the same process. The tenant's plan says so."""
     @_builtins.property
     def limits(self) -> Global___Limits:
         """Limits."""
@@ -143,10 +146,11 @@ class Decision(_message.Message):
         rules: _abc.Iterable[Global___FiredRule] | None = ...,
         probes: _builtins.bool = ...,
         watched: _builtins.bool = ...,
+        isolation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model", "probes", b"probes", "rules", b"rules", "runtime", b"runtime", "sandbox_profile", b"sandbox_profile", "switches_runtime", b"switches_runtime", "watched", b"watched"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["isolation", b"isolation", "limits", b"limits", "model", b"model", "probes", b"probes", "rules", b"rules", "runtime", b"runtime", "sandbox_profile", b"sandbox_profile", "switches_runtime", b"switches_runtime", "watched", b"watched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

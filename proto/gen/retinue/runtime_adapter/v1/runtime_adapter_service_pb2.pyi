@@ -43,6 +43,8 @@ class InvokeRequest(_message.Message):
     APPROVALS_FIELD_NUMBER: _builtins.int
     RUN_TIME_FIELD_NUMBER: _builtins.int
     OUTPUT_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CONTACT_FIELD_NUMBER: _builtins.int
+    ISOLATION_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Owner."""
     run_id: _builtins.str
@@ -67,6 +69,10 @@ class InvokeRequest(_message.Message):
     """What a former attempt recorded last; empty at the start."""
     output_size_bytes: _builtins.int
     """Bytes of text that it may produce."""
+    contact: _builtins.str
+    """Whom the tenant's agent speaks with; empty where a task speaks with nobody."""
+    isolation: _builtins.str
+    """"shared" or "cell": whether other tenants may be served by the same runtime process; "shared" if empty."""
     @_builtins.property
     def context(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContextMessage]:
         """The conversation so far, oldest first."""
@@ -102,10 +108,12 @@ class InvokeRequest(_message.Message):
         approvals: _abc.Iterable[Global___ApprovalDecision] | None = ...,
         run_time: _duration_pb2.Duration | None = ...,
         output_size_bytes: _builtins.int = ...,
+        contact: _builtins.str = ...,
+        isolation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters", "run_time", b"run_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvals", b"approvals", "attempt", b"attempt", "checkpoint", b"checkpoint", "context", b"context", "fencing_token", b"fencing_token", "model", b"model", "output_size_bytes", b"output_size_bytes", "parameters", b"parameters", "persona", b"persona", "reasoning", b"reasoning", "run_id", b"run_id", "run_time", b"run_time", "runtime", b"runtime", "session_id", b"session_id", "tenant_id", b"tenant_id", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvals", b"approvals", "attempt", b"attempt", "checkpoint", b"checkpoint", "contact", b"contact", "context", b"context", "fencing_token", b"fencing_token", "isolation", b"isolation", "model", b"model", "output_size_bytes", b"output_size_bytes", "parameters", b"parameters", "persona", b"persona", "reasoning", b"reasoning", "run_id", b"run_id", "run_time", b"run_time", "runtime", b"runtime", "session_id", b"session_id", "tenant_id", b"tenant_id", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -360,6 +368,7 @@ class Runtime(_message.Message):
     HOLDS_CONTEXT_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
     REASONING_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     available: _builtins.bool
@@ -374,6 +383,8 @@ class Runtime(_message.Message):
     """Whether it can call tools."""
     reasoning: _builtins.bool
     """Whether it tells reasoning apart."""
+    version: _builtins.str
+    """Its release; empty for what comes with this build."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models it knows, by name; the first is its default."""
@@ -389,10 +400,11 @@ class Runtime(_message.Message):
         holds_context: _builtins.bool = ...,
         tools: _builtins.bool = ...,
         reasoning: _builtins.bool = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "detail", b"detail", "holds_context", b"holds_context", "models", b"models", "name", b"name", "reasoning", b"reasoning", "reattach", b"reattach", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "detail", b"detail", "holds_context", b"holds_context", "models", b"models", "name", b"name", "reasoning", b"reasoning", "reattach", b"reattach", "tools", b"tools", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
