@@ -12,7 +12,7 @@ One gateway is one trust domain: identity is checked here, on our side, and noth
 be about another run than the one it was asked for.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -128,7 +128,7 @@ class Gateway(Protocol):
         """Ask and answer the payload. Raises Trouble: RUNTIME_UNAVAILABLE if it is not there, else as classified."""
         ...
 
-    def run(self, call: RunCall) -> AsyncIterator[Frame]:
+    def run(self, call: RunCall) -> AsyncGenerator[Frame, None]:
         """Begin a run, or join one of the same id, and follow it to its final frame. Only its own frames are seen.
 
         Leaving does not abort. Raises Trouble; RUNTIME_UNAVAILABLE once the instance is lost for longer than a
@@ -226,6 +226,10 @@ class ModelProxy(Protocol):
         """Make, or answer, the credential of a tenant on an instance."""
         ...
 
+    def assign(self, instance_id: str, name: str, tenant_id: str) -> None:
+        """Make a credential the tenant's that was made under another name, before it was known who would come."""
+        ...
+
     def forget(self, instance_id: str, tenant_id: str = "") -> None:
         """End the credentials of an instance, or of one tenant there."""
         ...
@@ -240,10 +244,12 @@ class ModelProxy(Protocol):
         model: str,
         parameters: dict[str, Any],
         on_reasoning: Callable[[str], None] | None,
+        before: Sequence[dict[str, Any]] = (),
     ) -> AbstractContextManager[Meter]:
         """Let a run's model calls through. A call is the run's whose trace id it carries, else the tenant's only run's.
 
-        `model` is the catalogue's name ("" the default): what the call's body names is not believed.
+        `model` is the catalogue's name ("" the default): what the call's body names is not believed. Messages go to
+        the model as `prompt.shape(messages, before)` answers them.
         """
         ...
 

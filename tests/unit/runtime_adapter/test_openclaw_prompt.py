@@ -1,0 +1,44 @@
+"""What a model reads of a conversation that OpenClaw leads."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from retinue_runtime_adapter.openclaw.prompt import shape
+from retinue_runtime_adapter.openclaw.words import MARK, enclose
+
+TIME = "[Sat 2026-11-21 17:10 UTC] "
+HOST = "\n\nRuntime: agent=t1 | session=agent:t1:x | host=vm | os=Linux | node=v24 | model=p/default"
+
+
+def read(content):
+    return shape([{"role": "user", "content": content}], [])[0]["content"]
+
+
+@given(st.text())
+def test_what_the_gateway_puts_around_a_users_words_is_taken_off(text):
+    assert read(f"{TIME}{enclose(text)}{HOST}") == text
+
+
+@pytest.mark.parametrize("text", ["hello", HOST, f"{TIME}x", f"x{HOST}", MARK, ""])
+def test_words_that_did_not_come_from_us_stay_as_they_are(text):
+    assert read(text) == text
+
+
+def test_what_was_said_before_stands_between_the_instructions_and_the_sessions_own_messages():
+    before = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "yes"}]
+    own = [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": f"{TIME}{enclose('two')}{HOST}"},
+        {"role": "assistant", "content": enclose("two")},
+        {"role": "tool", "content": enclose("x"), "tool_call_id": "c"},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": f"{TIME}{enclose('three')}"}, {"type": "image_url", "image_url": {}}],
+        },
+    ]
+    shaped = shape(own, before)
+    assert [m["content"] for m in shaped[:3]] == ["be kind", "one", "yes"]
+    assert shaped[3]["content"] == "two"
+    assert shaped[4:6] == own[2:4]
+    assert shaped[6]["content"][0]["text"] == "three"
+    assert own[1]["content"].startswith(TIME), "nothing given is changed"
