@@ -19,6 +19,9 @@ class Model:
 
     aliases: tuple[str, ...] = ()
     fallback: str = ""
+    input_price: float = 0.0
+    output_price: float = 0.0
+    """Price of a million tokens read and written, in the deployment's currency; 0 if unknown."""
 
 
 class Catalogue:

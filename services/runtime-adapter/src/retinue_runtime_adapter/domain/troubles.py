@@ -16,7 +16,13 @@ RETRY_AFTER_MAX_S = 2.0
 """Longest pause asked for by a provider that is waited out in place. A person is waiting: beyond that, another model is
 tried, or the run goes back to the queue."""
 
-RETRYABLE = {Reason.MODEL_RATE_LIMITED, Reason.MODEL_TIMEOUT, Reason.MODEL_UNAVAILABLE, Reason.MODEL_RESPONSE_INVALID}
+RETRYABLE = {
+    Reason.MODEL_RATE_LIMITED,
+    Reason.MODEL_TIMEOUT,
+    Reason.MODEL_UNAVAILABLE,
+    Reason.MODEL_RESPONSE_INVALID,
+    Reason.RUNTIME_UNAVAILABLE,
+}
 """Another attempt could go better; the rest need another request, another key or more money."""
 
 _AGAIN = RETRYABLE - {Reason.MODEL_TIMEOUT}

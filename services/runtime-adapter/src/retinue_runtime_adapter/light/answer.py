@@ -2,16 +2,18 @@
 
 from typing import Any
 
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 from retinue.runtime_adapter.v1 import runtime_event_pb2 as pb
 from retinue.runtime_adapter.v1.runtime_event_pb2 import RuntimeEvent
 from retinue_kit import wire as kit_wire
 from retinue_kit.errors import Reason
 
+from retinue_runtime_adapter.domain.models import Model
 from retinue_runtime_adapter.domain.shaping import Card, Piece, Reasoning, Shaper, Text
 from retinue_runtime_adapter.domain.troubles import Trouble
-from retinue_runtime_adapter.light.endpoint import Said
 from retinue_runtime_adapter.light.wire import Done, Usage, counted, estimate, write_checkpoint
+from retinue_runtime_adapter.light.words import Said
 
 
 class Answer:
@@ -27,6 +29,10 @@ class Answer:
         self._shaper = Shaper()
         self._texts: list[str] = []
         self._cards: list[dict[str, Any]] = []
+
+    def trying(self, model: Model) -> None:
+        """Say which model is asked."""
+        self.model = model.name
 
     def add(self, said: list[Said]) -> list[RuntimeEvent]:
         """Take up what the model says; reasoning counts as output, told or not. Raises OUTPUT_TOO_LARGE."""
@@ -93,13 +99,36 @@ def card_event(card: dict[str, Any]) -> RuntimeEvent:
 
 def repeated(done: Done, state: bytes) -> list[RuntimeEvent]:
     """Tell again what a former attempt had whole: nobody has recorded it, or the run would not be here again."""
-    usage = pb.RuntimeUsage(input_tokens=done.input_tokens, output_tokens=done.output_tokens, model=done.model)
-    events = [RuntimeEvent(text_delta=pb.TextDelta(text=done.text))] if done.text else []
-    events += [card_event(card) for card in done.cards]
-    events.append(RuntimeEvent(message_completed=pb.MessageCompleted(text=done.text)))
+    usage = pb.RuntimeUsage(
+        input_tokens=done.input_tokens,
+        output_tokens=done.output_tokens,
+        model=done.model,
+        cost_micros=done.cost_micros,
+    )
+    events: list[RuntimeEvent] = []
+    for text in done.earlier:
+        events += _message(text)
+    said = _message(done.text)
+    events += [*said[:-1], *(card_event(card) for card in done.cards), said[-1]]
     events.append(RuntimeEvent(checkpoint=pb.Checkpoint(state=state)))
     events.append(RuntimeEvent(finished=pb.Finished(usage=usage)))
     return events
+
+
+def _message(text: str) -> list[RuntimeEvent]:
+    told = [RuntimeEvent(text_delta=pb.TextDelta(text=text))] if text else []
+    return [*told, RuntimeEvent(message_completed=pb.MessageCompleted(text=text))]
+
+
+def ended(runtime: str, texts: list[str], cards: list[pb.Card], usage: pb.RuntimeUsage) -> list[RuntimeEvent]:
+    """Tell that an attempt is over and well, behind a checkpoint of all that it said."""
+    *earlier, text = texts or [""]
+    shown = [{"kind": card.kind, "title": card.title, "body": MessageToDict(card.body)} for card in cards]
+    done = Done(runtime, text, shown, usage.input_tokens, usage.output_tokens, usage.model, earlier, usage.cost_micros)
+    return [
+        RuntimeEvent(checkpoint=pb.Checkpoint(state=write_checkpoint(done))),
+        RuntimeEvent(finished=pb.Finished(usage=usage)),
+    ]
 
 
 def failed(trouble: Trouble, usage: pb.RuntimeUsage) -> RuntimeEvent:

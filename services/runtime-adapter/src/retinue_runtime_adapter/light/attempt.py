@@ -30,6 +30,10 @@ class Attempt:
         if self._scope is not None and not self._scope.expired():
             self._scope.reschedule(0)
 
+    def remaining_s(self) -> float:
+        """Time that is left; 0 if it is over."""
+        return max(0.0, self._end - asyncio.get_running_loop().time())
+
     async def wait(self, step: Callable[[], Awaitable[T]], timeout_s: float) -> T:
         """Wait for a step. Raises Trouble: aborted, RUN_TIMEOUT, or MODEL_TIMEOUT if the step took too long."""
         if self._aborted:

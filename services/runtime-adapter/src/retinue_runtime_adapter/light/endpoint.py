@@ -1,14 +1,16 @@
-"""One call of a model over HTTP: opened, read chunk by chunk, closed."""
+"""One call of a model over HTTP: opened, read chunk by chunk, closed. What is made of its words is others' business."""
 
 import asyncio
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, Generic, Protocol, TypeVar
 
 import aiohttp
 import msgspec
 from multidict import CIMultiDict
 from opentelemetry.trace import Span, SpanKind
+from opentelemetry.util.types import AttributeValue
 from retinue_kit import telemetry
 from retinue_kit.clock import Clock
 from retinue_kit.errors import Reason
@@ -21,10 +23,13 @@ from retinue_runtime_adapter.domain.models import Model
 from retinue_runtime_adapter.domain.sse import Lines, LineTooLongError
 from retinue_runtime_adapter.domain.troubles import Trouble
 from retinue_runtime_adapter.light.attempt import Attempt
-from retinue_runtime_adapter.light.wire import Usage, decode_chunk
+from retinue_runtime_adapter.light.wire import Chunk, Usage, decode_chunk
 
 CONNECTIONS_MAX = 4096
 """Connections to all endpoints together: as many as the server takes calls at once, so that none waits for another."""
+
+BODY_AT_ONCE_BYTES = 512 * 1024
+"""Bytes of a body that are written in one go; of a larger one, other calls get their turn in between."""
 
 KEEP_ALIVE_S = 30.0
 """Idle time after which a connection is closed; shorter than what servers and balancers in between usually keep."""
@@ -34,13 +39,6 @@ ERROR_BODY_TIMEOUT_S = 2.0
 
 DRAIN_TIMEOUT_S = 0.1
 """Time for the last bytes after the model said that it is done, so that the connection can serve the next call."""
-
-
-class Said(NamedTuple):
-    """A part of what the model says."""
-
-    reasoning: bool
-    text: str
 
 
 class Provider:
@@ -65,12 +63,23 @@ def session(settings: Settings) -> aiohttp.ClientSession:
     )
 
 
-class Call:
-    """A call whose answer is being read. `over` says that the model is done; `usage` is set if it counted."""
+T = TypeVar("T")
+C = TypeVar("C", bound="Call[Any]", covariant=True)
+
+
+class Call(Generic[T]):
+    """A call whose answer is being read. `over` says that the model is done; `usage` is set if it counted.
+
+    What is made of the answer is the heirs' own: light's words, or what is passed on to another runtime.
+    """
+
+    content_type = "text/event-stream"
 
     def __init__(self, attempt: Attempt, settings: Settings, span: Span, keys: Sequence[str]) -> None:
         self.over = False
         self.usage: Usage | None = None
+        self.first: list[T] = []
+        """What `begin` has read already."""
         self._attempt = attempt
         self._timeout_s = settings.model_first_timeout_s
         self._chunk_timeout_s = settings.model_chunk_timeout_s
@@ -82,9 +91,10 @@ class Call:
 
     async def open(self, http: aiohttp.ClientSession, url: URL, headers: CIMultiDict[str], body: bytes) -> None:
         """Send the request and read the answer's head. Raises Trouble."""
+        data = body if len(body) <= BODY_AT_ONCE_BYTES else io.BytesIO(body)
         try:
             response = self._response = await self._attempt.wait(
-                lambda: http.post(url, data=body, headers=headers, allow_redirects=False), self._timeout_s
+                lambda: http.post(url, data=data, headers=headers, allow_redirects=False), self._timeout_s
             )
         except aiohttp.ClientConnectorError:
             raise Trouble(Reason.MODEL_UNAVAILABLE, "The model's endpoint cannot be reached.") from None
@@ -97,11 +107,11 @@ class Call:
             text = await self._error_body(response)
             retry_after = response.headers.get("Retry-After", "")
             raise troubles.of_response(response.status, text, retry_after, self._keys)
-        if response.content_type != "text/event-stream":
+        if response.content_type != self.content_type:
             text = await self._error_body(response)
             if b'"error"' in text:
                 raise troubles.of_stream(text, self._keys)
-            raise troubles.invalid("The model's endpoint did not answer with an event stream.")
+            raise troubles.invalid(f"The model's endpoint did not answer with {self.content_type}.")
 
     async def _error_body(self, response: aiohttp.ClientResponse) -> bytes:
         found = b""
@@ -113,7 +123,7 @@ class Call:
                 found += chunk
         return found[: troubles.BODY_SIZE_MAX_BYTES]
 
-    async def read(self) -> list[Said]:
+    async def read(self) -> list[T]:
         """Wait for more; all that is there comes at once. Empty only if the call is over. Raises Trouble."""
         assert self._response is not None
         while not self.over:
@@ -133,8 +143,8 @@ class Call:
                 return said
         return []
 
-    def _decode(self, lines: list[bytes]) -> list[Said]:
-        said: list[Said] = []
+    def _decode(self, lines: list[bytes]) -> list[T]:
+        said: list[T] = []
         for line in lines:
             if line == b"[DONE]":
                 self.over = True
@@ -147,19 +157,14 @@ class Call:
                 raise troubles.of_stream(line, self._keys)
             if chunk.usage is not None:
                 self.usage = chunk.usage
-            if not chunk.choices:
-                continue
-            choice = chunk.choices[0]
-            if choice.finish_reason:
+            if chunk.choices and chunk.choices[0].finish_reason:
                 self._reason_given = True
-            if choice.delta is None:
-                continue
-            thought = choice.delta.reasoning_content or choice.delta.reasoning
-            if thought:
-                _append(said, reasoning=True, text=thought)
-            if choice.delta.content:
-                _append(said, reasoning=False, text=choice.delta.content)
+            self._take(line, chunk, said)
         return said
+
+    def _take(self, line: bytes, chunk: Chunk, said: list[T]) -> None:
+        """Add what an event says; nothing if it says nothing yet."""
+        raise NotImplementedError
 
     def count(self, input_tokens: int, output_tokens: int) -> None:
         """Note what was used in the span."""
@@ -184,13 +189,16 @@ class Call:
         self._span.end()
 
 
-def _append(said: list[Said], *, reasoning: bool, text: str) -> None:
-    if said and said[-1].reasoning == reasoning:
-        text = said.pop().text + text
-    said.append(Said(reasoning, text))
+class Opener(Protocol[C]):
+    """Makes a call of the wanted kind."""
+
+    def __call__(self, attempt: Attempt, settings: Settings, span: Span, keys: Sequence[str]) -> C:
+        """Answer a call that is not open yet."""
+        ...
 
 
 async def begin(
+    opener: Opener[C],
     http: aiohttp.ClientSession,
     settings: Settings,
     clock: Clock,
@@ -198,24 +206,24 @@ async def begin(
     model: Model,
     attempt: Attempt,
     body: bytes,
-) -> tuple[Call, list[Said]]:
+    attributes: Mapping[str, AttributeValue],
+) -> C:
     """Call a model and wait for its first words. Raises Trouble; then nothing was told and the call is closed."""
     place = provider.credentials.pick(clock.monotonic())
     key = provider.credentials.keys[place]
     span = telemetry.start_span("model_call", SpanKind.CLIENT)
-    span.set_attribute("model.name", model.name)
-    span.set_attribute("model.provider", provider.name)
+    span.set_attributes({"model.name": model.name, "model.provider": provider.name, **attributes})
     headers = CIMultiDict({"traceparent": telemetry.traceparent(span)})
     if key:
         headers["Authorization"] = f"Bearer {key}"
-    call = Call(attempt, settings, span, provider.credentials.keys)
+    call = opener(attempt, settings, span, provider.credentials.keys)
     try:
         await call.open(http, provider.url, headers, body)
-        said = await call.read()
+        call.first = await call.read()
     except BaseException as error:
         if isinstance(error, Trouble) and error.of_credential:
             provider.credentials.refused(place, clock.monotonic())
         call.close(error if isinstance(error, Trouble) else None)
         raise
     provider.credentials.accepted(place)
-    return call, said
+    return call

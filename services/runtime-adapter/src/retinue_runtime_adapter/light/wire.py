@@ -60,9 +60,12 @@ class Done(msgspec.Struct):
     input_tokens: int
     output_tokens: int
     model: str
+    earlier: list[str] = []
+    """Messages before the last one, where a run said several."""
+    cost_micros: int = 0
 
 
-def read_checkpoint(data: bytes) -> Done | None:
+def read_checkpoint(data: bytes, runtime: str = "light") -> Done | None:
     """Read a checkpoint; None if there is none or it is another runtime's, so that the attempt begins anew."""
     if not data:
         return None
@@ -70,7 +73,7 @@ def read_checkpoint(data: bytes) -> Done | None:
         done = msgspec.json.decode(data, type=Done)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    return done if done.runtime == "light" else None
+    return done if done.runtime == runtime else None
 
 
 def write_checkpoint(done: Done) -> bytes:
