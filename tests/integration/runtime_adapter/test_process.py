@@ -37,11 +37,17 @@ async def test_the_process_serves_and_stops(
     assert await asyncio.to_thread(process.wait, START_TIMEOUT_S) == 0
 
 
+MODEL = {"RETINUE_MODEL_BASE_URL": "http://127.0.0.1:9/v1"}
+CLAW = {"RETINUE_RUNTIMES": "openclaw", "RETINUE_OPENCLAW_DIR": "/nowhere", "RETINUE_OPENCLAW_STATE_DIR": "/nowhere"}
+
+
 @pytest.mark.parametrize(
     ("environ", "said"),
     [
         ({}, "RETINUE_MODEL_BASE_URL is not set"),
-        ({"RETINUE_RUNTIMES": "light,openclaw"}, "no openclaw adapter yet"),
+        ({**MODEL, "RETINUE_RUNTIMES": "light,openclaw"}, "RETINUE_OPENCLAW_DIR is not set"),
+        ({**MODEL, "RETINUE_RUNTIMES": "openclaw", "RETINUE_OPENCLAW_BACKEND": "abacus"}, "'abacus' is none of"),
+        ({**MODEL, **CLAW, "RETINUE_OPENCLAW_PROXY_ADDRESS": "nowhere"}, "'nowhere' must be host:port"),
         ({"RETINUE_RUNTIMES": "abacus"}, "there is no runtime 'abacus'"),
         ({"RETINUE_MODEL_BASE_URL": "localhost:11434"}, "RETINUE_MODEL_BASE_URL='localhost:11434' is not an address"),
         ({"RETINUE_MODELS_FILE": "/nowhere.json"}, "RETINUE_MODELS_FILE='/nowhere.json' cannot be read"),

@@ -194,6 +194,7 @@ def test_a_wrong_models_file_is_refused_by_name(tmp_path: Path, value: object, s
 
 def test_runtimes_are_read_once_each() -> None:
     assert read_runtimes(settings(runtimes=" light, light ,")) == ["light"]
-    for wrong in ("openclaw", "light,openclaw", "abacus", " ,"):
+    assert read_runtimes(settings(runtimes="openclaw, light")) == ["openclaw", "light"]
+    for wrong in ("abacus", "light,abacus", " ,"):
         with pytest.raises(SettingError):
             read_runtimes(settings(runtimes=wrong))

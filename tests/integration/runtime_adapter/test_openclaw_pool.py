@@ -1,0 +1,136 @@
+"""A pool with the real OpenClaw: a gateway that is there before its tenants, and again after it was killed."""
+
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from retinue_kit.clock import SystemClock
+from retinue_kit.errors import Reason, RetinueError
+from retinue_kit.ids import new_id
+from retinue_runtime_adapter.config import Settings, read_models
+from retinue_runtime_adapter.domain.troubles import Trouble
+from retinue_runtime_adapter.light.endpoint import session
+from retinue_runtime_adapter.openclaw import assembly, keys
+from retinue_runtime_adapter.openclaw.backends.process import ProcessBackend
+from retinue_runtime_adapter.openclaw.gateway import WebSocketGateway
+from retinue_runtime_adapter.openclaw.instance import START_TIMEOUT_S
+from retinue_runtime_adapter.openclaw.model_proxy import WARM_ANSWER, LoopbackModelProxy
+from retinue_runtime_adapter.openclaw.pool import InstancePool
+from retinue_runtime_adapter.openclaw.ports import Isolation, RunCall
+
+Eventually = Callable[..., Awaitable[Any]]
+
+CLAIM_MAX_S = 1.0
+"""Time for a tenant to be given what is warm already."""
+
+
+class Served:
+    """A pool of one shared gateway, or of one cell, and what is behind it."""
+
+    def __init__(self, openclaw_dir: Path, folder: Path) -> None:
+        self.state = folder / "instances"
+        self.settings = Settings(
+            address="",
+            model_base_url="http://127.0.0.1:9/v1",  # never asked: every turn here is answered as a warm-up
+            openclaw_dir=str(openclaw_dir),
+            openclaw_state_dir=str(self.state),
+        )
+        self.clock = SystemClock()
+
+    async def begin(self, stack: AsyncExitStack) -> None:
+        models = read_models(self.settings)
+        http = session(self.settings)
+        stack.push_async_callback(http.close)
+        self.proxy = LoopbackModelProxy(self.settings, models, http, self.clock)
+        await self.proxy.start()
+        stack.push_async_callback(self.proxy.close)
+        self.pool = InstancePool(
+            self.settings,
+            ProcessBackend(self.settings),
+            self.proxy,
+            assembly.SamePolicies(self.settings, None),
+            self.clock,
+            connect=lambda address, token: WebSocketGateway(address, token, self.clock),
+            version="",
+        )
+        stack.push_async_callback(self.pool.close)
+        await self.pool.start()
+
+    async def turn(self, tenant_id: str) -> tuple[str, str, float]:
+        """Have a turn; answers the instance, the agent, and how long the place took."""
+        begun = time.monotonic()
+        async with self.pool.place(tenant_id, Isolation.SHARED, wait_s=START_TIMEOUT_S) as place:
+            took_s = time.monotonic() - begun
+            key = keys.session_key(place.agent_id, tenant_id, "anna", "ses_1", 0)
+            call = RunCall(new_id("run"), place.agent_id, key, "Hello?", "", time_s=60)
+            with self.proxy.warm(place.instance_id, tenant_id):
+                frames = [frame async for frame in place.gateway.run(call)]
+        assert frames[-1].kind == "final"
+        assert WARM_ANSWER in str(frames[-1].body)
+        return place.instance_id, place.agent_id, took_s
+
+    def pid(self, instance_id: str) -> int:
+        """The gateway's process."""
+        found = self.pool._fleet.get(instance_id)
+        assert found is not None
+        assert found.process is not None
+        pid: int = found.process.detail["pid"]
+        return pid
+
+
+@pytest.mark.timeout(400)
+async def test_tenants_are_served_by_a_gateway_that_is_warm_and_by_its_successor_when_it_is_killed(
+    openclaw_dir: Path, tmp_path: Path, eventually: Eventually
+) -> None:
+    async with AsyncExitStack() as stack:
+        served = Served(openclaw_dir, tmp_path)
+        await served.begin(stack)
+        assert served.pool.status() == (False, "starting the first gateway")
+        await eventually(lambda: served.pool.status()[0], timeout_s=START_TIMEOUT_S)
+
+        await eventually(lambda: "2 warm agents" in served.pool.instances()[0].detail, timeout_s=START_TIMEOUT_S)
+
+        # Two agents are there before their tenants, a third is made for its own.
+        found = {tenant_id: await served.turn(tenant_id) for tenant_id in ("ten_a", "ten_b", "ten_c")}
+        assert found["ten_a"][2] < CLAIM_MAX_S
+        assert len({agent_id for _, agent_id, _ in found.values()}) == 3
+        (instance,) = served.pool.instances()
+        assert list(instance.tenant_ids) == ["ten_a", "ten_b", "ten_c"]
+        assert instance.state == "ready"
+        await eventually(lambda: served.pool.instances()[0].memory_bytes > 200 * 1024 * 1024)
+        again = await served.turn("ten_a")
+        assert again[:2] == found["ten_a"][:2]
+
+        # An agent that is taken off leaves no file behind, and its tenant may come back.
+        folder = served.state / instance.instance_id
+        agent_id = found["ten_b"][1]
+        assert (folder / "workspaces" / agent_id).exists()
+        await served.pool.delete("ten_b")
+        with pytest.raises(RetinueError) as refused:
+            served.pool.instance_of("ten_b")
+        assert refused.value.reason is Reason.INSTANCE_NOT_FOUND
+
+        def leavings() -> list[Path]:
+            files = [path for path in folder.rglob("*") if path.is_file() and agent_id in str(path.relative_to(folder))]
+            return [*files, *(folder / ".Trash").glob("*")]
+
+        await eventually(lambda: not leavings(), timeout_s=90)
+        await eventually(lambda: agent_id not in (folder / "openclaw.json").read_text(), timeout_s=90)
+
+        # Killed in the middle of a run: the run hears of it, and another gateway is begun.
+        async with served.pool.place("ten_a", Isolation.SHARED, wait_s=30) as place:
+            os.kill(served.pid(place.instance_id), signal.SIGKILL)
+            await eventually(lambda: served.pool.instances()[-1].state == "pending")
+            with pytest.raises(Trouble) as lost:
+                await place.gateway.request("health", {}, timeout_s=5)
+        assert lost.value.reason is Reason.RUNTIME_UNAVAILABLE
+        await eventually(lambda: not folder.exists())
+        successor, _, _ = await served.turn("ten_a")
+        assert successor != instance.instance_id
+        assert [one.state for one in served.pool.instances()] == ["error", "ready"]
+    assert list(served.state.iterdir()) == []

@@ -1,0 +1,279 @@
+"""An attempt on OpenClaw: runs outlive their streams, are joined, stopped, and end in the mesh's own words."""
+
+import asyncio
+from contextlib import asynccontextmanager, contextmanager
+
+import pytest
+from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as pb
+from retinue_kit.errors import Code, Reason, RetinueError
+from retinue_runtime_adapter.domain.models import Catalogue, Model
+from retinue_runtime_adapter.domain.troubles import Trouble
+from retinue_runtime_adapter.openclaw import adapter as module
+from retinue_runtime_adapter.openclaw import keys, words
+from retinue_runtime_adapter.openclaw.adapter import OpenClawAdapter
+from retinue_runtime_adapter.openclaw.ports import Frame, Meter, Place
+
+TENANT = "ten_a"
+AGENT = keys.agent_id(TENANT)
+
+
+def assistant(text, delta=None):
+    return Frame("event", {"stream": "assistant", "data": {"text": text, "delta": delta or text, "itemId": "i:1"}})
+
+
+def final(*texts, tokens=(3, 2)):
+    usage = {"input": tokens[0], "output": tokens[1], "cost": {"total": 0}}
+    return Frame(
+        "final",
+        {
+            "status": "ok",
+            "result": {
+                "payloads": [{"text": text} for text in texts],
+                "meta": {"agentMeta": {"usage": usage, "model": "default"}, "stopReason": "stop"},
+            },
+        },
+    )
+
+
+class FakeGateway:
+    """Plays what it is given; joining a run plays it from the beginning."""
+
+    def __init__(self):
+        self.calls, self.aborted, self.script, self.gate = [], [], [], asyncio.Event()
+
+    async def run(self, call):
+        self.calls.append(call)
+        for frame in list(self.script):
+            if frame is None:
+                await self.gate.wait()
+            elif isinstance(frame, Exception):
+                raise frame
+            else:
+                yield frame
+
+    async def abort(self, session_key, run_id):
+        self.aborted.append((session_key, run_id))
+        self.gate.set()
+        return True
+
+
+class FakePool:
+    def __init__(self, gateway):
+        self.gateway, self.sessions, self.placed, self.held, self.trouble = gateway, {}, [], 0, None
+
+    def status(self):
+        return True, "one gateway"
+
+    @asynccontextmanager
+    async def place(self, tenant_id, isolation, *, wait_s):
+        if self.trouble is not None:
+            raise self.trouble
+        self.placed.append((tenant_id, isolation))
+        self.held += 1
+        try:
+            yield Place("ins_1", keys.agent_id(tenant_id), self.gateway, self.sessions)
+        finally:
+            self.held -= 1
+
+
+class FakeProxy:
+    def __init__(self):
+        self.runs, self.meter = [], Meter()
+
+    @contextmanager
+    def run(self, **given):
+        self.runs.append(given)
+        yield self.meter
+
+
+@pytest.fixture
+def gateway():
+    return FakeGateway()
+
+
+@pytest.fixture
+def pool(gateway):
+    return FakePool(gateway)
+
+
+@pytest.fixture
+def proxy():
+    return FakeProxy()
+
+
+@pytest.fixture
+def active():
+    return {}
+
+
+@pytest.fixture
+async def adapter(pool, proxy, active):
+    made = OpenClawAdapter(
+        pool, proxy, Catalogue([Model("small", "p", "m")], "small"), active, orphan_s=0.05, version="2026.9.6"
+    )
+    yield made
+    await made.close()
+
+
+def request(text="hello", **fields):
+    made = {"tenant_id": TENANT, "run_id": "run_1", "session_id": "ses_1", "attempt": 1, "contact": "anna"}
+    return pb.InvokeRequest(**{**made, "runtime": "openclaw", "text": text, **fields})
+
+
+async def events_of(adapter, asked):
+    return [event async for batch in adapter.invoke(asked) for event in batch]
+
+
+def kinds(events):
+    return [event.WhichOneof("event") for event in events]
+
+
+async def test_a_run_ends_with_its_message_a_checkpoint_and_what_was_paid(adapter, gateway, proxy, pool):
+    gateway.script = [assistant("Hel"), assistant("Hello", "lo"), final("Hello")]
+    proxy.meter = Meter(input_tokens=30, output_tokens=7, cost_micros=11, model="small", calls=2)
+    events = await events_of(adapter, request(persona="be kind"))
+    assert kinds(events)[-3:] == ["message_completed", "checkpoint", "finished"]
+    assert events[-3].message_completed.text == "Hello"
+    usage = events[-1].finished.usage
+    assert (usage.input_tokens, usage.output_tokens, usage.cost_micros, usage.model) == (30, 7, 11, "small")
+    call = gateway.calls[0]
+    assert (call.run_id, call.agent_id, call.text, call.system) == ("run_1", AGENT, words.enclose("hello"), "be kind")
+    assert keys.belongs(call.session_key, AGENT)
+    assert pool.held == 0
+
+
+async def test_the_checkpoint_tells_the_same_again_without_a_gateway(adapter, gateway):
+    gateway.script = [assistant("Hello"), final("Hello")]
+    first = await events_of(adapter, request())
+    state = next(event.checkpoint.state for event in first if event.HasField("checkpoint"))
+    again = await events_of(adapter, request(run_id="run_1", attempt=2, checkpoint=state))
+    assert len(gateway.calls) == 1
+    assert (again[-3:], again[-1].finished.usage) == (first[-3:], first[-1].finished.usage)
+
+
+async def test_what_the_session_was_not_told_is_put_in_front_and_what_it_was_is_not(adapter, gateway, proxy):
+    gateway.script = [assistant("yes"), final("yes")]
+    before = [pb.ContextMessage(role="user", text="one"), pb.ContextMessage(role="assistant", text="two")]
+    await events_of(adapter, request("a", context=before))
+    more = [*before, pb.ContextMessage(role="user", text="a"), pb.ContextMessage(role="assistant", text="yes")]
+    await events_of(adapter, request("b", run_id="run_2", context=more))
+    assert gateway.calls[0].session_key == gateway.calls[1].session_key
+    assert [[line["content"] for line in run["before"]] for run in proxy.runs] == [["one", "two"]] * 2
+
+
+async def test_a_stream_that_is_lost_leaves_a_run_that_the_next_attempt_joins(adapter, gateway):
+    gateway.script = [assistant("Hel"), None, assistant("Hello", "lo"), final("Hello")]
+    first = adapter.invoke(request())
+    assert kinds(await anext(first)) == ["text_delta"]
+    await first.aclose()
+    second = asyncio.create_task(events_of(adapter, request(attempt=2)))
+    await asyncio.sleep(0)
+    gateway.gate.set()
+    events = await second
+    assert "".join(event.text_delta.text for event in events) == "Hello"
+    assert kinds(events)[-1] == "finished"
+    assert len(gateway.calls) == 1
+    assert gateway.aborted == []
+
+
+async def test_a_run_that_nobody_follows_any_more_is_stopped(adapter, gateway, eventually):
+    gateway.script = [assistant("Hel"), None, final("Hel")]
+    stream = adapter.invoke(request())
+    await anext(stream)
+    await stream.aclose()
+    await eventually(lambda: [run for _, run in gateway.aborted] == ["run_1"])
+    assert not adapter.abort(TENANT, "run_1")
+
+
+async def test_an_abort_stops_the_gateways_run_and_ends_as_cancelled(adapter, gateway, pool):
+    gateway.script = [assistant("Hel"), None, final("Hel")]
+    stream = adapter.invoke(request())
+    await anext(stream)
+    assert not adapter.abort("ten_b", "run_1")
+    assert adapter.abort(TENANT, "run_1")
+    last = [event async for batch in stream for event in batch][-1]
+    assert (last.failed.error.code, last.failed.retryable) == (Code.CANCELLED, False)
+    assert len(gateway.aborted) == 1
+    assert pool.held == 0
+
+
+async def test_the_time_of_a_run_is_kept_here(adapter, gateway):
+    gateway.script = [None]
+    asked = request()
+    asked.run_time.FromMilliseconds(50)
+    last = (await events_of(adapter, asked))[-1]
+    assert "RUN_TIMEOUT" in str(last.failed.error)
+    assert len(gateway.aborted) == 1
+
+
+async def test_a_models_trouble_is_told_in_our_words_and_another_attempt_asks_anew(adapter, gateway, proxy):
+    proxy.meter = Meter(trouble=Trouble(Reason.MODEL_RATE_LIMITED, "slow down"))
+    gateway.script = [Trouble(Reason.RUNTIME_UNAVAILABLE, "LLM request failed")]
+    last = (await events_of(adapter, request()))[-1]
+    assert "MODEL_RATE_LIMITED" in str(last.failed.error)
+    assert last.failed.retryable
+    proxy.meter = Meter()
+    gateway.script = [assistant("yes"), final("yes")]
+    assert kinds(await events_of(adapter, request(attempt=2)))[-1] == "finished"
+    assert [call.run_id for call in gateway.calls] == ["run_1", "run_1.1"]
+    assert gateway.calls[0].session_key != gateway.calls[1].session_key
+
+
+async def test_no_place_is_a_failure_that_passes(adapter, pool):
+    pool.trouble = Trouble(Reason.RUNTIME_UNAVAILABLE, "No gateway is free.", retry_after_s=2.0)
+    last = (await events_of(adapter, request()))[-1]
+    assert "RUNTIME_UNAVAILABLE" in str(last.failed.error)
+    assert last.failed.retryable
+
+
+async def test_a_bug_ends_the_run_and_not_the_process(adapter, pool):
+    pool.trouble = KeyError("a bug")
+    last = (await events_of(adapter, request()))[-1]
+    assert last.failed.error.code == Code.INTERNAL
+
+
+async def test_reasoning_is_told_as_our_endpoint_hears_it(adapter, gateway, proxy):
+    gateway.script = [assistant("yes"), None, final("yes")]
+    stream = adapter.invoke(request(reasoning=True))
+    await anext(stream)
+    proxy.runs[0]["on_reasoning"]("let me see")
+    gateway.gate.set()
+    events = [event for batch in [b async for b in stream] for event in batch]
+    assert [event.reasoning_delta.text for event in events if event.HasField("reasoning_delta")] == ["let me see"]
+
+
+async def test_two_follow_one_run_and_hear_the_same(adapter, gateway):
+    gateway.script = [assistant("a"), None, final("a")]
+    first, second = (asyncio.create_task(events_of(adapter, request(attempt=n))) for n in (1, 2))
+    await asyncio.sleep(0.01)
+    gateway.gate.set()
+    assert (await first)[-3:] == (await second)[-3:]
+    assert len(gateway.calls) == 1
+
+
+async def test_reattaching_to_a_run_that_is_not_here_is_refused(adapter):
+    asked = pb.ReattachRequest(tenant_id=TENANT, run_id="run_9", session_id="ses_1", runtime="openclaw")
+    with pytest.raises(RetinueError) as refused:
+        await anext(adapter.reattach(asked))
+    assert refused.value.reason is Reason.RUN_NOT_FOUND
+
+
+async def test_runs_are_bounded(adapter, gateway, monkeypatch):
+    monkeypatch.setattr(module, "RUNS_MAX", 0)
+    last = (await events_of(adapter, request()))[-1]
+    assert (last.failed.retryable, gateway.calls) == (True, [])
+
+
+async def test_tools_are_called_for_the_run_that_is_under_way_and_for_none_afterwards(adapter, gateway, active):
+    gateway.script = [assistant("a"), None, final("a")]
+    stream = adapter.invoke(request(fencing_token=7))
+    await anext(stream)
+    (who, identity), *others = active.items()
+    assert not others
+    assert who == ("ins_1", AGENT, gateway.calls[0].session_key)
+    assert (identity.tenant_id, identity.session_id, identity.run_id, identity.fencing_token) == (
+        TENANT, "ses_1", "run_1", 7
+    )  # fmt: skip
+    gateway.gate.set()
+    assert [batch async for batch in stream]
+    assert active == {}
