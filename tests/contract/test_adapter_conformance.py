@@ -3,6 +3,8 @@
 Each adapter under test is driven by the offline model, so that the words of a user message steer what the model does.
 """
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +25,9 @@ from retinue_runtime_adapter.light.adapter import LightAdapter
 from retinue_runtime_adapter.light.endpoint import session
 from retinue_runtime_adapter.service import service
 
-CALL_TIMEOUT_S = 20.0
+CALL_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
+"""A gateway begins within twenty seconds on a busy machine; the first one after an installation takes longer."""
 TERMINAL = ("finished", "failed")
 
 
@@ -69,8 +73,14 @@ class Client:
         return next(runtime for runtime in answer.runtimes if runtime.name == self.runtime)
 
 
-@pytest_asyncio.fixture(params=[*sorted(ADAPTERS), "scripted"])
+@pytest_asyncio.fixture(params=[*sorted(ADAPTERS), "scripted", "openclaw"])
 async def client(request: Any, offline_model: Any, serve: Any, peer: Any, run_dir: Path) -> AsyncIterator[Client]:
+    if request.param == "openclaw":  # a process of its own with a real gateway, which all these tests share
+        address = request.getfixturevalue("openclaw_adapter")
+        openclaw = Client("openclaw", peer("runtime-adapter", address))
+        await _is_available(openclaw)
+        yield openclaw
+        return
     runtime = "light" if request.param == "scripted" else request.param
     adapter = ADAPTERS[runtime](offline_model.base_url)
     address = await serve([service(Registry([adapter]))])
@@ -81,6 +91,18 @@ async def client(request: Any, offline_model: Any, serve: Any, peer: Any, run_di
     await adapter.close()
     if request.param == "scripted":
         fake.close()
+
+
+async def _is_available(openclaw: Client) -> None:
+    end = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            if (await openclaw.describe()).available:
+                return
+        except RetinueError as error:
+            assert error.reason is Reason.DEPENDENCY_UNAVAILABLE  # noqa: PT017 - it does not serve yet
+        assert time.monotonic() < end, "OpenClaw did not come up"
+        await asyncio.sleep(0.1)
 
 
 def told(events: list[RuntimeEvent]) -> SimpleNamespace:

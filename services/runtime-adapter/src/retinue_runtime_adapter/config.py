@@ -1,6 +1,7 @@
 """What an operator may set."""
 
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
@@ -8,11 +9,8 @@ from retinue_kit.config import SettingError
 
 from retinue_runtime_adapter.domain.models import Catalogue, CatalogueError, Model
 
-RUNTIMES = ("light",)
+RUNTIMES = ("openclaw", "light")
 """Runtimes that this build can drive."""
-
-PLANNED = ("openclaw",)
-"""Runtimes that have a name in the contract, and no adapter in this build."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,11 +73,65 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     openclaw_heap_mib: int = 512
     """Old space of a gateway's heap. 192 is too little for one turn."""
 
-    openclaw_memory_mib: int = 1536
-    """A gateway that uses more is replaced once its runs are over; one that uses half as much again at once."""
+    openclaw_memory_mib: int = 3072
+    """A gateway that uses more is replaced once its runs are over; one that uses half as much again at once. It takes
+    750 from the beginning, and about 60 for each agent that was active lately."""
+
+    openclaw_orphan_s: float = 15.0
+    """A run that nobody follows any more goes on for so long: time for another worker to take it up."""
+
+    sandbox_address: str = ""
+    """The sandbox, where gateways' tools run; empty: there is none, and every tool that wants a box fails."""
+
+    openclaw_bridge_address: str = "127.0.0.1:0"
+    """Where the tools' endpoint for gateways listens; port 0 takes a free one."""
+
+    openclaw_bridge_url: str = ""
+    """How instances reach that endpoint; must be set where they run in containers or pods."""
 
     openclaw_proxy_address: str = "127.0.0.1:0"
     """Where the model endpoint for gateways listens; port 0 takes a free one."""
+
+    openclaw_proxy_url: str = ""
+    """How instances reach that endpoint, ending in /v1; must be set where they run in containers or pods."""
+
+    openclaw_image: str = ""
+    """Image of an instance, as `deploy/openclaw/Dockerfile` makes it; for Docker and Kubernetes."""
+
+    openclaw_owner: str = ""
+    """Name of this adapter on the instances that it begins, for Docker and Kubernetes: up to 63 letters, digits, dots
+    and dashes. A process of the same name ends what the former one left. Empty: made of the host's name, and for Docker
+    of the state folder's too."""
+
+    openclaw_cpu_count: float = 2.0
+    """Processors that a container or pod may use."""
+
+    openclaw_process_count_max: int = 256
+    """Processes and threads in a container; a pod's are limited by its node."""
+
+    openclaw_container_runtime: str = ""
+    """Runtime of containers, or runtime class of pods, such as one of gVisor; empty for the usual one."""
+
+    openclaw_docker_socket: str = "/var/run/docker.sock"
+    """Where the Docker engine listens."""
+
+    openclaw_docker_network: str = ""
+    """Network in which containers are reached by their addresses. Empty: their ports are published on loopback."""
+
+    openclaw_kubernetes_url: str = ""
+    """The API server, such as https://host:port; empty: as a pod's own environment says."""
+
+    openclaw_kubernetes_namespace: str = ""
+    """Namespace of the pods; empty: the service account's."""
+
+    openclaw_kubernetes_account_dir: str = "/var/run/secrets/kubernetes.io/serviceaccount"
+    """Folder with the service account's `token`, `ca.crt` and `namespace`."""
+
+
+PRICE_MAX = 1_000_000.0
+"""Price of a million tokens; more is a slip of the pen."""
+
+Price = Annotated[float, msgspec.Meta(ge=0, le=PRICE_MAX)]
 
 
 class ProviderEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,6 +151,9 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     aliases: list[str] = []
     fallback: str = ""
+    input_price: Price = 0.0
+    output_price: Price = 0.0
+    """Price of a million tokens read and written, in whatever currency the deployment counts; 0 if unknown."""
 
 
 class ModelsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -120,8 +175,6 @@ def read_runtimes(settings: Settings) -> list[str]:
     """The runtimes that are on. Raises SettingError for one that this build does not have."""
     names = list(dict.fromkeys(name.strip() for name in settings.runtimes.split(",") if name.strip()))
     for name in names:
-        if name in PLANNED:
-            raise SettingError(f"RETINUE_RUNTIMES: this build has no {name} adapter yet; it has {', '.join(RUNTIMES)}.")
         if name not in RUNTIMES:
             raise SettingError(f"RETINUE_RUNTIMES: there is no runtime {name!r}; there is {', '.join(RUNTIMES)}.")
     if not names:
@@ -181,7 +234,11 @@ def read_models(settings: Settings) -> Models:
     default = found.default or (settings.model if settings.model_base_url else models[0].name)
     try:
         catalogue = Catalogue(
-            (Model(m.name, m.provider, m.model, tuple(m.aliases), m.fallback) for m in models), default
+            (
+                Model(m.name, m.provider, m.model, tuple(m.aliases), m.fallback, m.input_price, m.output_price)
+                for m in models
+            ),
+            default,
         )
     except CatalogueError as error:
         raise SettingError(f"RETINUE_MODELS_FILE: {error}.") from None
