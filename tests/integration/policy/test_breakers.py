@@ -13,6 +13,7 @@ from retinue_policy.domain.breaker import FAILURES_MAX, FAILURES_OF_ALL_MAX, Bre
 from retinue_policy.domain.rules import Defaults, Tenant
 from retinue_policy.operations.breakers import LAST_KNOWN_S, Breakers, Key
 from retinue_policy.operations.decisions import Policy
+from retinue_policy.operations.presence import Presence
 from retinue_policy.service import PolicyServicer
 from retinue_policy.store import INDEX, BreakerStore
 from retinue_policy.store import redis_key as name_of
@@ -96,8 +97,10 @@ def member(serve, peer, client, clock):
     """Start another process of policy, as far as state goes; light is on, and what else is named."""
 
     async def start(*runtimes):
-        breakers = Breakers(BreakerStore(client), clock, ("light", *runtimes))
-        policy = Policy(Tenants(), breakers, ("light", *runtimes), 900.0, Defaults())
+        runtimes_on = ("light", *runtimes)
+        breakers = Breakers(BreakerStore(client), clock, runtimes_on)
+        presence = Presence(None, clock, runtimes_on)
+        policy = Policy(Tenants(), breakers, presence, runtimes_on, 900.0, Defaults(), frozenset())
         add = policy_service_pb2_grpc.add_PolicyServiceServicer_to_server
         return Member(breakers, peer("policy", await serve([Service(add, PolicyServicer(policy, breakers), POLICY)])))
 

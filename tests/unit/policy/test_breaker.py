@@ -152,6 +152,7 @@ def test_what_the_request_or_a_person_caused_does_not_speak_against_a_runtime(re
 def test_each_reason_that_speaks_against_a_runtime_says_for_whom_and_why():
     assert all(why.endswith(".") for _, why in AGAINST.values())
     assert AGAINST[Reason.MODEL_RATE_LIMITED][0] is Scope.TENANT, "limits are kept per credential"
+    assert AGAINST[Reason.QUEUE_FULL][0] is Scope.TENANT, "another tenant may have its own process"
     assert AGAINST[Reason.MODEL_UNAVAILABLE][0] is Scope.RUNTIME
 
 

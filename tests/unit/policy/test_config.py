@@ -22,6 +22,7 @@ def test_runtimes_are_a_comma_list(text, runtimes):
         ("RETINUE_RUNTIMES", ","),
         ("RETINUE_ATTEMPT_COUNT", "0"),
         ("RETINUE_ATTEMPT_COUNT", "4"),
+        ("RETINUE_CELL_PLANS", "pro,gold"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(name, value):
@@ -29,3 +30,11 @@ def test_a_wrong_setting_is_named_in_one_line(name, value):
         config.load(Settings, {**NEEDED, name: value})
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "plans"),
+    [("", {"pro", "team", "enterprise"}), ("team, free", {"team", "free"}), (",", set())],
+)
+def test_plans_with_cells_are_a_comma_list(text, plans):
+    assert config.load(Settings, {**NEEDED, "RETINUE_CELL_PLANS": text}).plans_with_cells == plans

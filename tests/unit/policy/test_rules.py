@@ -88,6 +88,30 @@ def named(decision):
             "light",
             ["chat_prefers_openclaw", "client_asks"],
         ),
+        # A runtime that can take no runs
+        (replace(CHAT, away={"openclaw": 1.0}), "light", ["chat_prefers_openclaw", "openclaw_is_away"]),
+        (replace(CHAT, away={"light": 1.0}), "openclaw", ["chat_prefers_openclaw"]),
+        (replace(TASK, away={"light": 1.0}), "openclaw", ["tasks_prefer_light", "light_is_away"]),
+        (
+            replace(CHAT, away={"openclaw": 1.0}, failing={"openclaw": 2.0}),
+            "light",
+            ["chat_prefers_openclaw", "openclaw_is_away"],
+        ),
+        (
+            replace(CHAT, session_runtime="openclaw", away={"openclaw": 1.0}, **RECENT),
+            "light",
+            ["chat_prefers_openclaw", "session_is_sticky", "openclaw_is_away"],
+        ),
+        (
+            replace(CHAT, session_runtime="light", away={"openclaw": 1.0}, **RECENT),
+            "light",
+            ["chat_prefers_openclaw", "session_is_sticky"],
+        ),
+        (
+            replace(CHAT, requested_runtime="light", away={"openclaw": 1.0}),
+            "light",
+            ["chat_prefers_openclaw", "client_asks"],
+        ),
     ],
 )
 def test_the_last_rule_that_fires_picks_the_runtime(snapshot, runtime, rules):
@@ -148,6 +172,32 @@ def test_a_refusal_names_its_rule_and_the_runtime(snapshot, reason, rule):
         ),
         (replace(CHAT, failing={"light": 3.0, "openclaw": 2.0}), "every_runtime_failing", "openclaw,light", 2.0),
         (replace(CHAT, runtimes_on=("light",), failing={"light": 0.5}), "every_runtime_failing", "light", 0.5),
+        (
+            replace(CHAT, requested_runtime="openclaw", away={"openclaw": 1.0}),
+            "requested_runtime_away",
+            "openclaw",
+            1.0,
+        ),
+        (
+            replace(CHAT, requested_runtime="openclaw", away={"openclaw": 1.0}, failing={"openclaw": 4.0}),
+            "requested_runtime_away",
+            "openclaw",
+            4.0,
+        ),
+        (
+            replace(CHAT, session_runtime="openclaw", tool_transaction_open=True, away={"openclaw": 1.0}),
+            "tool_transaction_runtime_away",
+            "openclaw",
+            1.0,
+        ),
+        (replace(CHAT, away={"light": 1.0, "openclaw": 1.0}), "every_runtime_away", "openclaw,light", 1.0),
+        (replace(CHAT, runtimes_on=("openclaw",), away={"openclaw": 1.0}), "every_runtime_away", "openclaw", 1.0),
+        (
+            replace(CHAT, away={"openclaw": 1.0}, failing={"light": 3.0}),
+            "every_runtime_failing",
+            "openclaw,light",
+            1.0,
+        ),
     ],
 )
 def test_with_no_runtime_that_works_the_refusal_says_when_to_ask_again(snapshot, rule, runtime, wait_s):
@@ -195,6 +245,31 @@ def test_limits_are_the_deployments_unless_the_tenant_has_its_own():
     assert decide(replace(CHAT, defaults=Defaults(concurrent_run_count=5))).limits.concurrent_run_count == 5
 
 
+CELLS = frozenset({"pro", "team"})
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "isolation"),
+    [
+        (replace(CHAT, tenant=Tenant(plan="pro"), cell_plans=CELLS), "cell"),
+        (replace(CHAT, tenant=Tenant(plan="team"), cell_plans=CELLS), "cell"),
+        (replace(CHAT, tenant=Tenant(plan="free"), cell_plans=CELLS), "shared"),
+        (replace(CHAT, tenant=Tenant(plan=""), cell_plans=CELLS), "shared"),
+        (replace(CHAT, tenant=Tenant(plan="pro")), "shared"),
+        (replace(TASK, tenant=Tenant(plan="pro"), cell_plans=CELLS), "shared"),
+        (replace(TASK, tenant=Tenant(plan="pro"), cell_plans=CELLS, requested_runtime="openclaw"), "cell"),
+        (replace(CHAT, tenant=Tenant(plan="pro"), cell_plans=CELLS, runtimes_on=("light",)), "shared"),
+    ],
+)
+def test_a_plan_gives_a_cell_where_the_runtime_has_cells(snapshot, isolation):
+    decision = decide(snapshot)
+    assert decision.isolation == isolation
+    given = [fired for fired in decision.rules if fired.rule == "plan_gives_cell"]
+    reason = f"The plan {snapshot.tenant.plan} shares no runtime process."
+    assert given == ([Fired("plan_gives_cell", Effect.REQUIRE, reason)] if isolation == "cell" else [])
+    assert decision.rules[-1].rule != "plan_gives_cell", "the last rule is the one that decided the runtime"
+
+
 def test_the_agents_model_is_passed_on():
     assert decide(replace(CHAT, tenant=Tenant(model="fast"))).model == "fast"
     assert decide(CHAT).model == ""
@@ -215,18 +290,30 @@ SNAPSHOTS = st.builds(
     session_runtime=RUNTIME,
     session_runtime_age_s=st.none() | st.floats(0, 2000),
     tool_transaction_open=st.booleans(),
-    tenant=st.builds(Tenant, preferred_runtime=RUNTIME, concurrent_run_count=st.integers(0, 100)),
+    tenant=st.builds(
+        Tenant,
+        preferred_runtime=RUNTIME,
+        concurrent_run_count=st.integers(0, 100),
+        plan=st.sampled_from(["", "free", "pro"]),
+    ),
     failing=st.dictionaries(st.sampled_from(BOTH), st.floats(0.01, 10.0)),
+    away=st.dictionaries(st.sampled_from(BOTH), st.floats(0.01, 10.0)),
+    cell_plans=st.sampled_from([frozenset(), frozenset({"pro"})]),
 )
 
 
 def decided(snapshot):
+    return None if refused(snapshot) else decide(snapshot)
+
+
+def refused(snapshot):
     try:
-        return decide(snapshot)
+        decide(snapshot)
     except RetinueError as error:
         if error.reason in (Reason.RUNTIME_UNAVAILABLE, Reason.TOOL_TRANSACTION_OPEN):
-            return None
+            return error
         raise
+    return None
 
 
 @given(SNAPSHOTS)
@@ -250,13 +337,29 @@ def test_what_is_asked_for_is_given_or_refused(snapshot):
 
 
 @given(SNAPSHOTS)
-def test_leaving_the_choice_open_is_refused_only_if_a_tool_call_lost_its_runtime_or_all_fail(snapshot):
+def test_leaving_the_choice_open_is_refused_only_if_a_tool_call_lost_its_runtime_or_none_is_usable(snapshot):
     snapshot = replace(snapshot, requested_runtime="auto")
-    lost = bool(snapshot.bound) and (not snapshot.is_on(snapshot.bound) or snapshot.bound in snapshot.failing)
+    lost = bool(snapshot.bound) and snapshot.bound not in snapshot.usable
     assert (decided(snapshot) is None) == (lost or not snapshot.usable)
 
 
 @given(SNAPSHOTS)
-def test_a_runtime_that_fails_is_never_picked(snapshot):
+def test_a_runtime_that_fails_or_is_away_is_never_picked(snapshot):
     decision = decided(snapshot)
-    assert decision is None or decision.runtime not in snapshot.failing
+    assert decision is None or decision.runtime in snapshot.usable
+
+
+@given(SNAPSHOTS)
+def test_a_refusal_that_passes_says_when_and_no_sooner_than_a_runtime_may_be_asked_again(snapshot):
+    error = refused(snapshot)
+    if error is not None and error.retry_after_s is not None:
+        assert error.retry_after_s == min(snapshot.wait_s(runtime) for runtime in snapshot.insisted)
+        assert error.retry_after_s > 0
+
+
+@given(SNAPSHOTS)
+def test_a_cell_is_given_by_plan_alone_and_never_for_a_runtime_without_cells(snapshot):
+    decision = decided(snapshot)
+    if decision is not None:
+        expected = decision.runtime == "openclaw" and snapshot.tenant.plan in snapshot.cell_plans
+        assert (decision.isolation == "cell") is expected

@@ -1,7 +1,7 @@
 """How policy is assembled."""
 
 import asyncio
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 
 from retinue.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
 from retinue_kit import process, streams
@@ -10,11 +10,12 @@ from retinue_kit.clock import SystemClock
 from retinue_kit.loops import keep
 from retinue_kit.server import Server, Service
 
-from retinue_policy.clients import DirectoryTenants
+from retinue_policy.clients import AdapterRuntimes, DirectoryTenants
 from retinue_policy.config import Settings
 from retinue_policy.domain.rules import Defaults
 from retinue_policy.operations.breakers import Breakers
 from retinue_policy.operations.decisions import Policy
+from retinue_policy.operations.presence import Presence
 from retinue_policy.service import PolicyServicer
 from retinue_policy.store import BreakerStore
 
@@ -22,7 +23,7 @@ SERVICE = policy_service_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_n
 
 
 async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
-    """Build the server. Neither directory nor Redis is a condition of its health: what is known goes on without."""
+    """Build the server. No neighbour is a condition of its health: what is known goes on without."""
     directory = Peer("directory", settings.directory_address)
     stack.push_async_callback(directory.close)
     defaults = Defaults(
@@ -31,16 +32,29 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
     clock, client = SystemClock(), streams.connect(settings.redis_url)
     stack.push_async_callback(client.aclose)
     breakers = Breakers(BreakerStore(client), clock, settings.runtimes_on)
-    looking = keep("look", breakers.look_for_ever)
+    describing = None
+    if settings.runtime_adapter_address:
+        adapter = Peer("runtime-adapter", settings.runtime_adapter_address)
+        stack.push_async_callback(adapter.close)
+        describing = AdapterRuntimes(adapter)
+    presence = Presence(describing, clock, settings.runtimes_on)
+    looking = [keep("look", breakers.look_for_ever), keep("presence", presence.look_for_ever)]
 
     async def stop() -> None:
-        looking.cancel()
-        with suppress(asyncio.CancelledError):
-            await looking
+        for loop in looking:
+            loop.cancel()
+        await asyncio.gather(*looking, return_exceptions=True)
 
     stack.push_async_callback(stop)
-    tenants = DirectoryTenants(directory, clock)
-    policy = Policy(tenants, breakers, settings.runtimes_on, settings.sticky_window_s, defaults)
+    policy = Policy(
+        DirectoryTenants(directory, clock),
+        breakers,
+        presence,
+        settings.runtimes_on,
+        settings.sticky_window_s,
+        defaults,
+        settings.plans_with_cells,
+    )
     add = policy_service_pb2_grpc.add_PolicyServiceServicer_to_server
     return Server(settings.address, [Service(add, PolicyServicer(policy, breakers), SERVICE)])
 

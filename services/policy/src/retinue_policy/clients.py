@@ -1,4 +1,4 @@
-"""Tenants as the directory knows them, remembered for a while."""
+"""Tenants as the directory knows them, remembered for a while; runtimes as the runtime-adapter knows them."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from typing import Any
 
 from retinue.directory.v1 import directory_service_pb2 as pb
 from retinue.directory.v1 import directory_service_pb2_grpc
+from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as adapter_pb
+from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2_grpc as adapter_grpc
 from retinue_kit.client import Peer
 from retinue_kit.clock import Clock
 from retinue_kit.errors import Reason, RetinueError
@@ -25,7 +27,7 @@ TENANTS_MAX = 20_000
 """Tenants remembered, the least recently used forgotten first; some 10 MB."""
 
 TIMEOUT_S = 1.0
-"""A run waits for this answer before its first token."""
+"""A run waits for the directory's answer before its first token; the runtime-adapter has its own at hand."""
 
 
 @dataclass(slots=True)
@@ -81,4 +83,18 @@ class DirectoryTenants:
             preferred_runtime=found.settings.preferred_runtime,
             weight=found.settings.weight,
             model=found.agent.model,
+            plan=found.plan,
         )
+
+
+class AdapterRuntimes:
+    """Implements presence.Describing."""
+
+    def __init__(self, adapter: Peer) -> None:
+        self._peer = adapter
+        self._stub: Any = adapter_grpc.RuntimeAdapterServiceStub(adapter.channel)
+
+    async def describe(self) -> dict[str, str | None]:
+        request = adapter_pb.DescribeRuntimesRequest()
+        response = await self._peer.call(self._stub.DescribeRuntimes, request, timeout_s=TIMEOUT_S)
+        return {one.name: None if one.available else one.detail for one in response.runtimes}

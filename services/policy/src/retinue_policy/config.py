@@ -9,6 +9,10 @@ ATTEMPTS_MAX = 3
 """A worker gives no run more."""
 
 
+PLANS = ("free", "pro", "team", "enterprise")
+"""Plans that the directory knows."""
+
+
 class Settings(msgspec.Struct, frozen=True):
     """Read from RETINUE_<NAME>."""
 
@@ -39,6 +43,12 @@ class Settings(msgspec.Struct, frozen=True):
     output_size_bytes: int = 1024 * 1024
     """Bytes of text a run may produce."""
 
+    runtime_adapter_address: str = ""
+    """The runtime-adapter, which is asked what can take runs; empty: what is on is taken to be there."""
+
+    cell_plans: str = "pro,team,enterprise"
+    """Plans whose tenants share no runtime process with others, separated by commas."""
+
     def __post_init__(self) -> None:
         unknown = [name for name in self.runtimes_on if name not in KNOWN_RUNTIMES]
         if unknown or not self.runtimes_on:
@@ -46,6 +56,9 @@ class Settings(msgspec.Struct, frozen=True):
         for name in ("concurrent_run_count", "attempt_count", "run_time_s", "output_size_bytes"):
             if getattr(self, name) <= 0:
                 raise SettingError(f"RETINUE_{name.upper()} must be more than 0.")
+        strange = sorted(self.plans_with_cells.difference(PLANS))
+        if strange:
+            raise SettingError(f"RETINUE_CELL_PLANS={self.cell_plans!r} must name some of: {', '.join(PLANS)}.")
         if self.attempt_count > ATTEMPTS_MAX:
             raise SettingError(f"RETINUE_ATTEMPT_COUNT must be at most {ATTEMPTS_MAX}.")
 
@@ -53,3 +66,8 @@ class Settings(msgspec.Struct, frozen=True):
     def runtimes_on(self) -> tuple[str, ...]:
         """The runtimes, each once."""
         return tuple(dict.fromkeys(name.strip() for name in self.runtimes.split(",") if name.strip()))
+
+    @property
+    def plans_with_cells(self) -> frozenset[str]:
+        """The plans; none if the setting is "," alone."""
+        return frozenset(name.strip() for name in self.cell_plans.split(",") if name.strip())

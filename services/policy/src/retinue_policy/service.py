@@ -65,6 +65,7 @@ def _message(decided: Decided) -> pb.Decision:
     message = pb.Decision(
         runtime=decision.runtime,
         model=decision.model,
+        isolation=decision.isolation,
         switches_runtime=decision.switches_runtime,
         limits=pb.Limits(
             concurrent_run_count=limits.concurrent_run_count,

@@ -73,6 +73,7 @@ AGAINST: dict[Reason, tuple[Scope, str]] = {
     Reason.MODEL_UNAVAILABLE: (Scope.RUNTIME, "The model behind it is away or answers with errors of its own."),
     Reason.MODEL_TIMEOUT: (Scope.RUNTIME, "The model behind it is silent; others would wait as long."),
     Reason.MODEL_RESPONSE_INVALID: (Scope.RUNTIME, "The model's answers break off or make no sense."),
+    Reason.QUEUE_FULL: (Scope.TENANT, "It has no room for the tenant's run now; others may have theirs in it."),
     Reason.MODEL_RATE_LIMITED: (Scope.TENANT, "The tenant's rate is used up; asking more often makes it worse."),
 }
 """The reasons that speak against a runtime, for whom, and why. All others are the request's own doing or ours, or are

@@ -15,6 +15,12 @@ OPENCLAW = "openclaw"
 LIGHT = "light"
 KNOWN_RUNTIMES = (OPENCLAW, LIGHT)
 
+HAS_CELLS = (OPENCLAW,)
+"""Runtimes that run as processes of their own, so that a tenant can be given one alone."""
+
+SHARED = "shared"
+CELL = "cell"
+
 USUAL_WEIGHT = 1.0
 
 
@@ -46,13 +52,15 @@ class Tenant:
     preferred_runtime: str = ""
     weight: float = 0.0
     model: str = ""
+    plan: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """All that a decision depends on. `runtimes_on` is in the operator's order and never empty.
 
-    `failing` holds the runtimes whose breaker lets nothing through, with the seconds until it is worth asking again.
+    `failing` holds the runtimes whose breaker lets nothing through, and `away` those that say themselves that they can
+    take no run, each with the seconds until it is worth asking again.
     """
 
     kind: str
@@ -65,6 +73,8 @@ class Snapshot:
     tenant: Tenant = Tenant()
     defaults: Defaults = Defaults()
     failing: Mapping[str, float] = field(default_factory=dict)
+    away: Mapping[str, float] = field(default_factory=dict)
+    cell_plans: frozenset[str] = frozenset()
 
     @property
     def asked(self) -> str:
@@ -88,8 +98,12 @@ class Snapshot:
 
     @property
     def usable(self) -> list[str]:
-        """The runtimes that are on and do not fail, in the operator's order."""
-        return [runtime for runtime in self.runtimes_on if runtime not in self.failing]
+        """The runtimes that are on, there, and do not fail, in the operator's order."""
+        return [runtime for runtime in self.runtimes_on if runtime not in self.failing and runtime not in self.away]
+
+    def wait_s(self, runtime: str) -> float:
+        """Seconds until a runtime is worth asking for; 0 if it can be used."""
+        return max(self.failing.get(runtime, 0.0), self.away.get(runtime, 0.0))
 
     @property
     def insisted(self) -> tuple[str, ...]:
@@ -124,6 +138,7 @@ class Decision:
 
     runtime: str
     model: str
+    isolation: str
     switches_runtime: bool
     limits: Limits
     rules: tuple[Fired, ...]
@@ -169,6 +184,27 @@ REFUSALS = (
         "A tool call is open under {bound}, which is not switched on any more.",
     ),
     Refusal(
+        "requested_runtime_away",
+        lambda s: s.asked in s.away,
+        Reason.RUNTIME_UNAVAILABLE,
+        "The runtime {asked} was asked for and can take no run at present.",
+        passes=True,
+    ),
+    Refusal(
+        "tool_transaction_runtime_away",
+        lambda s: s.bound in s.away,
+        Reason.RUNTIME_UNAVAILABLE,
+        "A tool call is open under {bound}, which can take no run at present.",
+        passes=True,
+    ),
+    Refusal(
+        "every_runtime_away",
+        lambda s: all(runtime in s.away for runtime in s.runtimes_on),
+        Reason.RUNTIME_UNAVAILABLE,
+        "No runtime can take the run at present.",
+        passes=True,
+    ),
+    Refusal(
         "requested_runtime_failing",
         lambda s: s.asked in s.failing,
         Reason.RUNTIME_UNAVAILABLE,
@@ -186,7 +222,7 @@ REFUSALS = (
         "every_runtime_failing",
         lambda s: not s.usable,
         Reason.RUNTIME_UNAVAILABLE,
-        "Every runtime that could take the run fails at present.",
+        "Every runtime that could take the run fails or is away at present.",
         passes=True,
     ),
 )
@@ -252,6 +288,13 @@ RULES = (
         "The session used this runtime a short while ago, and a switch costs context.",
     ),
     Rule(
+        "{picked}_is_away",
+        Effect.FALL_BACK,
+        lambda s, picked: picked in s.away and not s.asked and not s.bound,
+        lambda s: s.usable[0],
+        "It would be {picked}, which can take no run at present: one that can takes it.",
+    ),
+    Rule(
         "{picked}_is_failing",
         Effect.FALL_BACK,
         lambda s, picked: picked in s.failing and not s.asked and not s.bound,
@@ -285,7 +328,7 @@ def decide(s: Snapshot) -> Decision:
     for refusal in REFUSALS:
         if refusal.when(s):
             message = refusal.reason.format(asked=s.asked, bound=s.bound)
-            waits = [s.failing[runtime] for runtime in s.insisted if runtime in s.failing]
+            waits = [s.wait_s(runtime) for runtime in s.insisted]
             raise RetinueError(
                 refusal.error,
                 message,
@@ -294,14 +337,18 @@ def decide(s: Snapshot) -> Decision:
                 runtime=",".join(s.insisted),
             )
     limits, fired = _limits(s)
-    picked = ""
+    picked, picking = "", []
     for rule in RULES:
         if rule.when(s, picked):
             name, reason = rule.name.format(picked=picked), rule.reason.format(picked=picked)
-            fired.append(Fired(name, rule.effect, reason))
+            picking.append(Fired(name, rule.effect, reason))
             picked = rule.pick(s)
+    isolation = SHARED
+    if picked in HAS_CELLS and s.tenant.plan in s.cell_plans:
+        isolation = CELL
+        fired.append(Fired("plan_gives_cell", Effect.REQUIRE, f"The plan {s.tenant.plan} shares no runtime process."))
     switches = bool(s.session_runtime) and picked != s.session_runtime
-    return Decision(picked, s.tenant.model, switches, limits, tuple(fired))
+    return Decision(picked, s.tenant.model, isolation, switches, limits, (*fired, *picking))
 
 
 def _limits(s: Snapshot) -> tuple[Limits, list[Fired]]:

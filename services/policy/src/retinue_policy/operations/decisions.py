@@ -6,6 +6,7 @@ from typing import Protocol
 from retinue_policy.domain import rules
 from retinue_policy.domain.rules import Decision, Defaults, Snapshot, Tenant
 from retinue_policy.operations.breakers import Breakers
+from retinue_policy.operations.presence import Presence
 
 
 class Tenants(Protocol):
@@ -38,21 +39,25 @@ class Decided:
 
 
 class Policy:
-    """Decides for one deployment: which runtimes are on, and what holds by default."""
+    """Decides for one deployment: which runtimes are on, which plans have cells, and what holds by default."""
 
     def __init__(
         self,
         tenants: Tenants,
         breakers: Breakers,
+        presence: Presence,
         runtimes_on: tuple[str, ...],
         sticky_window_s: float,
         defaults: Defaults,
+        cell_plans: frozenset[str],
     ) -> None:
         self._tenants = tenants
         self._breakers = breakers
+        self._presence = presence
         self._runtimes_on = runtimes_on
         self._sticky_window_s = sticky_window_s
         self._defaults = defaults
+        self._cell_plans = cell_plans
 
     async def decide(self, tenant_id: str, run: Run) -> Decided:
         """Take the snapshot and decide. Raises what the rules and the tenants raise."""
@@ -67,6 +72,8 @@ class Policy:
             tenant=await self._tenants.tenant(tenant_id),
             defaults=self._defaults,
             failing=self._breakers.failing(tenant_id, run.run_id),
+            away=self._presence.away(),
+            cell_plans=self._cell_plans,
         )
         # Each turn but the last takes away a runtime, and with none left the rules refuse.
         while True:

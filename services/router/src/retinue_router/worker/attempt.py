@@ -20,7 +20,7 @@ from retinue_router.ring import Rings, Ticket
 from retinue_router.worker.clients import RUNTIME_ADAPTER, Agent, Directory, Policy, Runtimes, duration, patiently
 from retinue_router.worker.keeper import Keeper, Lease
 from retinue_router.worker.leases import ATTEMPTS_MAX, Asked, ContextLine, Held, LeaseStore
-from retinue_router.worker.outcome import Outcome, Saved, storable, usage_of
+from retinue_router.worker.outcome import Outcome, Saved, not_yet_s, storable, usage_of
 from retinue_router.worker.reporter import Reporter
 from retinue_router.worker.teller import Teller, lost
 
@@ -73,6 +73,10 @@ class Attempt:
         self.decision: bytes | None = None
         self._decided: policy_pb.Decision | None = None
         self._begun = False
+        self._said = False
+        """Whether the runtime has said anything but its end."""
+        self._over = False
+        """Whether it has said its end."""
         self._probing = False
 
     @property
@@ -106,7 +110,7 @@ class Attempt:
         except RetinueError as error:
             if error.reason is Reason.STALE_FENCING_TOKEN:
                 raise
-            out.fail(error, decided=self._decided is not None, begun=self._begun)
+            out.fail(error, decided=self._decided is not None, begun=self._begun, said=self._said)
             # Trouble of our own stores says nothing of the runtime.
             if error.metadata.get("dependency", RUNTIME_ADAPTER) == RUNTIME_ADAPTER:
                 self._report_failure(error.reason)
@@ -114,14 +118,21 @@ class Attempt:
             # A bug of ours: the run ends with it now, instead of once its leases have run out three times.
             log.exception("attempt broke", run_id=self._held.run_id)
             broken = RetinueError(Reason.INTERNAL, "Something went wrong inside; the trace id leads to it.")
-            out.fail(broken, decided=True, begun=True)
+            out.fail(broken, decided=True, begun=True, said=True)
             out.retryable = False
         finally:
             self._lease.interruptible = False
             if self._probing and self._decided is not None:
                 self._reporter.abandoned(self._ticket.tenant_id, self._decided.runtime, self._held.run_id)
             await self._absorb()
+        await self._stop_runtime()
         return out
+
+    async def _stop_runtime(self) -> None:
+        """Stop what may go on by itself when nobody listens, for the next attempt to join, where there will be none."""
+        decided = self._decided
+        if decided is not None and self._begun and not self._over and self.outcome.is_final:
+            await self._runtimes.abort(self._ticket.tenant_id, self._held.run_id, decided.runtime)
 
     def _report_failure(self, reason: Reason | None) -> None:
         decided = self._decided
@@ -227,6 +238,8 @@ class Attempt:
             ],
             run_time=decision.limits.run_time,
             output_size_bytes=decision.limits.output_size_bytes,
+            contact=held.contact,
+            isolation=decision.isolation,
         )
         if held.input.parameters:
             request.parameters.update(held.input.parameters)
@@ -242,9 +255,11 @@ class Attempt:
                 if limit and size > OVERHEAD_FACTOR * limit:
                     raise RetinueError(Reason.OUTPUT_TOO_LARGE, "The run produced more than a run may.")
                 if not ended:
-                    if self._probing and event.WhichOneof("event") != "failed":
-                        self._report_success()  # its first sign of life: others need not wait for its end
-                    ended = await self._follow(event)
+                    if event.WhichOneof("event") != "failed":
+                        self._said = True
+                        if self._probing:
+                            self._report_success()  # its first sign of life: others need not wait for its end
+                    self._over = ended = await self._follow(event)
         if not ended:
             raise RetinueError.unavailable(RUNTIME_ADAPTER, private="the stream ended without an ending")
 
@@ -283,7 +298,11 @@ class Attempt:
                 out.state, out.error = "failed", storable(wire.to_json(event.failed.error))
                 out.retryable, out.usage = event.failed.retryable, usage_of(event.failed.usage)
                 out.reason = error.reason
-                self._report_failure(error.reason)
+                # One that lost its process on the way says no time: a run that does that to it must not do so for ever.
+                if error.retry_after_s is not None and out.retryable:
+                    out.put_back_s = not_yet_s(error, said=self._said)
+                # Without room for one it may well serve others.
+                self._report_failure(error.reason if out.put_back_s is None else Reason.QUEUE_FULL)
                 return True
         return False
 

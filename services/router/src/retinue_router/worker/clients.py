@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
+import structlog
 from google.protobuf import duration_pb2
 from retinue.directory.v1 import directory_service_pb2 as directory_pb
 from retinue.directory.v1 import directory_service_pb2_grpc as directory_grpc
@@ -38,6 +39,10 @@ AGENTS_MAX = 10_000
 INVOKE_MARGIN_S = 5.0
 """The adapter keeps the run's own time limit; the call ends a little later, for the case that it does not."""
 
+ABORT_TIMEOUT_S = 1.0
+"""Whoever cancelled a run waits for this call; a runtime that did not hear of it lets go of the run some time later."""
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
 R = TypeVar("R")
 
 
@@ -134,6 +139,14 @@ class Runtimes:
         async for response in self._peer.stream(self._stub.Invoke, request, timeout_s=timeout_s):
             for event in response.events:
                 yield event
+
+    async def abort(self, tenant_id: str, run_id: str, runtime: str) -> None:
+        """Have a runtime stop a run that nobody goes on with, as well as that can be done at once."""
+        request = adapter_pb.AbortRunRequest(tenant_id=tenant_id, run_id=run_id, runtime=runtime)
+        try:
+            await self._peer.call(self._stub.AbortRun, request, timeout_s=ABORT_TIMEOUT_S)
+        except RetinueError as error:
+            log.info("run not aborted", run_id=run_id, detail=error.private or error.message)
 
 
 def duration(seconds: float) -> duration_pb2.Duration:

@@ -40,8 +40,15 @@ class Outcome:
         """All that it said."""
         return "\n\n".join([*self.whole, self.text] if self.text else self.whole)
 
-    def fail(self, error: RetinueError, *, decided: bool, begun: bool) -> None:
-        """End with an error, which came before policy had decided, before the runtime had begun, or after."""
+    @property
+    def is_final(self) -> bool:
+        """Whether the run has ended without success, and no attempt follows."""
+        return self.state in ("cancelled", "failed") and not self.retryable and self.put_back_s is None
+
+    def fail(self, error: RetinueError, *, decided: bool, begun: bool, said: bool) -> None:
+        """End with an error, which came before policy had decided, before the runtime had begun, before it had said
+        anything, or after.
+        """
         self.state, self.error, self.reason = "failed", wire.to_json(wire.to_status(error)), error.reason
         self.retryable = error.reason in _RETRYABLE
         waits = error.reason is Reason.DRAINING or (not begun and error.reason in _NOT_YET)
@@ -49,6 +56,8 @@ class Outcome:
             waits = error.retry_after_s is not None
             self.refused = not waits
         self.put_back_s = (error.retry_after_s or RETRY_AFTER_S) if waits else None
+        if decided and not waits:
+            self.put_back_s = not_yet_s(error, said=said)
 
 
 class Saved(msgspec.Struct):
@@ -59,6 +68,16 @@ class Saved(msgspec.Struct):
 
 
 V = TypeVar("V")
+
+
+def not_yet_s(error: RetinueError, *, said: bool) -> float | None:
+    """Seconds after which a runtime that could not begin may be asked again; None if that is not what its error says.
+
+    It has no process or no room for the run just now: that is no attempt at it, whatever it was about to say.
+    """
+    if error.reason is not Reason.RUNTIME_UNAVAILABLE or said:
+        return None
+    return error.retry_after_s or RETRY_AFTER_S
 
 
 def storable(value: V) -> V:
