@@ -10,6 +10,8 @@ from retinue.edge.v1 import (
     dead_letter_service_pb2_grpc,
     edge_service_pb2,
     edge_service_pb2_grpc,
+    instance_service_pb2,
+    instance_service_pb2_grpc,
     schedule_service_pb2,
     schedule_service_pb2_grpc,
     webhook_service_pb2,
@@ -31,6 +33,7 @@ from retinue_gateway.dead_letters import DeadLetterServicer
 from retinue_gateway.documents import Documents, KeySet
 from retinue_gateway.edge import Edge
 from retinue_gateway.events import Attendance, Events, Tick
+from retinue_gateway.instances import InstanceServicer
 from retinue_gateway.listener import Listener
 from retinue_gateway.openai_api import OpenAi
 from retinue_gateway.operations import Operations
@@ -42,6 +45,7 @@ from retinue_gateway.ws import Sockets
 
 EDGE = edge_service_pb2.DESCRIPTOR.services_by_name["EdgeService"].full_name
 DEAD_LETTERS = dead_letter_service_pb2.DESCRIPTOR.services_by_name["DeadLetterService"].full_name
+INSTANCES = instance_service_pb2.DESCRIPTOR.services_by_name["InstanceService"].full_name
 SCHEDULES = schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"].full_name
 WEBHOOKS = webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"].full_name
 TRACES = trace_service_pb2.DESCRIPTOR.services_by_name["TraceService"].full_name
@@ -94,6 +98,11 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Edge:
             dead_letter_service_pb2_grpc.add_DeadLetterServiceServicer_to_server,
             DeadLetterServicer(router),
             DEAD_LETTERS,
+        ),
+        Service(
+            instance_service_pb2_grpc.add_InstanceServiceServicer_to_server,
+            InstanceServicer(peers["policy"], peers["runtime-adapter"]),
+            INSTANCES,
         ),
         Service(schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server, ScheduleServicer(router), SCHEDULES),
         Service(webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server, WebhookServicer(router), WEBHOOKS),

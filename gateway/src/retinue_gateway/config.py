@@ -21,12 +21,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_url: str
     """The bus that events are heard on, as in unix:///path."""
 
-    policy_address: str = ""
-    """Only asked for its health; so are the following. What has no address is left out of the answer."""
+    policy_address: str
+    """Asked how a tenant's chat is kept apart from others'."""
 
-    runtime_adapter_address: str = ""
+    runtime_adapter_address: str
+    """Has the instances."""
 
     portability_address: str = ""
+    """Only asked for its health; so is the following. What has no address is left out of the answer."""
 
     sandbox_address: str = ""
 

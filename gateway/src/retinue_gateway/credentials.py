@@ -27,7 +27,12 @@ SCOPE_CHAT = "chat"
 SCOPE_ADMIN = "admin"
 """Counts for everything."""
 
-_OPERATORS_SERVICES = ("/retinue.edge.v1.DeadLetterService/", "/retinue.edge.v1.WebhookService/")
+_OPERATORS_METHODS = (
+    "/retinue.edge.v1.DeadLetterService/",
+    "/retinue.edge.v1.WebhookService/",
+    "/retinue.edge.v1.InstanceService/ListInstances",
+)
+"""What their names begin with: whole services, or one method."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -70,7 +75,7 @@ def check_scope(caller: Caller, scope: str = SCOPE_CHAT) -> None:
 
 def scope_of(method: str) -> str:
     """Name the scope that a method of the public API asks for: what serves operators needs more than talking does."""
-    return SCOPE_ADMIN if method.startswith(_OPERATORS_SERVICES) else SCOPE_CHAT
+    return SCOPE_ADMIN if method.startswith(_OPERATORS_METHODS) else SCOPE_CHAT
 
 
 class Credentials:

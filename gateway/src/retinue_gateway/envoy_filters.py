@@ -34,8 +34,10 @@ TOKENS_CACHED_MAX = 1024
 
 EDGE_PACKAGE = "retinue.edge.v1"
 EDGE_SERVICE = f"{EDGE_PACKAGE}.EdgeService"
+INSTANCE_SERVICE = f"{EDGE_PACKAGE}.InstanceService"
 EDGE_SERVICES = (
     EDGE_SERVICE,
+    INSTANCE_SERVICE,
     f"{EDGE_PACKAGE}.ScheduleService",
     f"{EDGE_PACKAGE}.WebhookService",
     f"{EDGE_PACKAGE}.DeadLetterService",

@@ -10,6 +10,7 @@ from retinue_gateway.envoy_filters import (
     EDGE_PACKAGE,
     EDGE_SERVICE,
     FILTERS,
+    INSTANCE_SERVICE,
     OPEN_PATHS,
     OPEN_PREFIXES,
     transcoder,
@@ -29,6 +30,15 @@ SOCKET_IDLE_TIMEOUT_S = 3600
 
 RETRIES_MAX = 3
 """Further tries where nothing has reached the gateway yet; with their backoff they span a few hundred milliseconds."""
+
+API_PREFIXES = ("/v1/", "/api/")
+"""Where the JSON form of the contract lies."""
+
+_AUTHORITY = {
+    "header": {"key": "x-retinue-authority", "value": "%REQ(:AUTHORITY)%"},
+    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+}
+"""The host that a request named, which gRPC keeps from whoever answers it."""
 
 _STREAMING_METHODS = ("StreamMessage", "WatchContact", "WatchRun")
 
@@ -71,11 +81,14 @@ def routes(descriptor: Path) -> Json:
             "direct_response": {"status": 400},
             "typed_per_filter_config": plain,
         },
+    ]
+    listed += [
         {
-            "match": {"prefix": "/v1/", "headers": [too_large]},
+            "match": {"prefix": prefix, "headers": [too_large]},
             "route": {"cluster": ASGI_CLUSTER, "timeout": f"{DRAIN_TIMEOUT_S}s"},
             "typed_per_filter_config": plain,
-        },
+        }
+        for prefix in API_PREFIXES
     ]
     listed += [asgi(path, "GET", 10, typed_per_filter_config=plain, tracing=untraced) for path in OPEN_PATHS]
     listed += [
@@ -85,8 +98,10 @@ def routes(descriptor: Path) -> Json:
     ]
     # A transcoded request is routed a second time, by its method.
     listed += [grpc(f"/{EDGE_SERVICE}/{method}", 0) for method in _STREAMING_METHODS]
+    listed.append(grpc(f"/{INSTANCE_SERVICE}/GetChatUrl", UNARY_TIMEOUT_S, request_headers_to_add=[_AUTHORITY]))
     listed.append(grpc(f"/{EDGE_PACKAGE}.", UNARY_TIMEOUT_S))
-    listed.append(grpc("/v1/", 0, typed_per_filter_config={**bounded, **without_grpc_headers()}))
+    whole = {**bounded, **without_grpc_headers()}
+    listed += [grpc(prefix, 0, typed_per_filter_config=whole) for prefix in API_PREFIXES]
     listed += [grpc(prefix, 0, tracing=untraced) for prefix in OPEN_PREFIXES]
     # Nothing else of what the gateway serves to the mesh is reachable from outside.
     listed.append({"match": {"prefix": "/"}, "direct_response": {"status": 404}, "typed_per_filter_config": plain})

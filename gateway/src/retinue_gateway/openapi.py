@@ -24,7 +24,8 @@ Json = dict[str, Any]
 Field = descriptor_pb2.FieldDescriptorProto
 
 ROOT = Path(__file__).resolve().parents[3]
-SERVICE_FILES = [f"retinue/edge/v1/{area}_service.proto" for area in ("edge", "schedule", "webhook", "dead_letter")]
+AREAS = ("edge", "schedule", "webhook", "dead_letter", "instance")
+SERVICE_FILES = [f"retinue/edge/v1/{area}_service.proto" for area in AREAS]
 PACKAGE = ".retinue.edge.v1."
 _KEYED = frozenset({"SendMessage", "StreamMessage", "CreateTask", "CreateSchedule"})
 _AS_ABOVE = " Failures as in EdgeService."
@@ -34,6 +35,8 @@ _SCALARS: dict[int, Json] = {
     Field.TYPE_STRING: {"type": "string"},
     Field.TYPE_BOOL: {"type": "boolean"},
     Field.TYPE_INT32: {"type": "integer", "format": "int32"},
+    # Its JSON is text: not every reader's numbers hold so much.
+    Field.TYPE_INT64: {"type": "string", "format": "int64"},
     Field.TYPE_DOUBLE: {"type": "number"},
 }
 _WELL_KNOWN: dict[str, Json] = {
@@ -54,7 +57,9 @@ class Contract:
         self.methods: list[descriptor_pb2.MethodDescriptorProto] = []
         self.about = ""
         self.sections: dict[str, str] = {}
-        """What stands above the calls of each further service, by the first part of their paths."""
+        """What stands above the calls of each further service, by the first part of its first path."""
+        self.tags: dict[str, str] = {}
+        """The section of each call."""
         for file in self._compiled().file:
             if file.package == PACKAGE.strip("."):
                 self._read(file)
@@ -78,12 +83,15 @@ class Contract:
                 self.comments[f"{name}.{field.name}"] = _words(comments.get((4, index, 2, number), ""))
         for index, service in enumerate(file.service):
             about = _words(comments.get((6, index), ""))
+            section = ""
             if service.name == "EdgeService":
                 self.about = about
             else:
-                self.sections[_tag(_rule(service.method[0])[1])] = about.removesuffix(_AS_ABOVE)
+                section = _tag(_rule(service.method[0])[1])
+                self.sections[section] = about.removesuffix(_AS_ABOVE)
             for number, method in enumerate(service.method):
                 self.methods.append(method)
+                self.tags[method.name] = section or _tag(_rule(method)[1])
                 self.comments[method.name] = _words(comments.get((6, index, 2, number), ""))
 
 
@@ -165,7 +173,7 @@ class Document:
         rest = [field for field in fields if field.name not in in_path]
         operation: Json = {
             "operationId": method.name,
-            "tags": [_tag(path)],
+            "tags": [self._contract.tags[method.name]],
             "summary": summary.rstrip("."),
             "description": description,
             "parameters": [

@@ -162,7 +162,15 @@ RESPONSES: Json = {
 
 def _openai_refusals(*statuses: str) -> Json:
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/OpenAiError"}}}
-    return {status: {"description": "An error in OpenAI's shape.", "content": content} for status in statuses}
+    found: Json = {status: {"description": "An error in OpenAI's shape.", "content": content} for status in statuses}
+    if "400" in found:  # Envoy refuses such before it has read which path is asked for
+        shapes = [{"$ref": f"#/components/schemas/{name}"} for name in ("OpenAiError", "Status")]
+        found["400"] = {
+            "description": "An error in OpenAI's shape; a Status where HTTP itself refuses, as a header's name with an "
+            "underscore.",
+            "content": {"application/json": {"schema": {"anyOf": shapes}}},
+        }
+    return found
 
 
 def _open(operation: str, summary: str, content_type: str, schema: Json) -> Json:

@@ -1,8 +1,9 @@
 """The gateway with the real router and worker, Postgres and Redis; directory, policy and runtime are small fakes.
 
-`mesh` (function): `mesh.edge` is a stub of the edge service, `mesh.identity(…)` the headers that Envoy would have made
-of a token, `mesh.http` an httpx client on the ASGI socket, `mesh.socket(…)` a WebSocket. `mesh.adapter.script` is what
-the runtime says; `mesh.directory.revoked` are revoked tokens.
+`mesh` (function): `mesh.edge` and `mesh.edge_instances` are stubs of edge services, `mesh.identity(…)` the headers that
+Envoy would have made of a token, `mesh.http` an httpx client on the ASGI socket, `mesh.socket(…)` a WebSocket.
+`mesh.adapter.script` is what the runtime says; `mesh.directory.revoked` are revoked tokens, `mesh.policy.decision` is
+what policy decides, `mesh.instances` what the runtime adapter has.
 """
 
 import asyncio
@@ -19,13 +20,18 @@ import pytest_asyncio
 from retinue.directory.v1 import directory_service_pb2 as directory_pb
 from retinue.directory.v1 import directory_service_pb2_grpc as directory_grpc
 from retinue.edge.v1 import edge_service_pb2_grpc
+from retinue.edge.v1 import instance_service_pb2_grpc as edge_instances_grpc
+from retinue.policy.v1 import breaker_pb2
 from retinue.policy.v1 import policy_service_pb2 as policy_pb
 from retinue.policy.v1 import policy_service_pb2_grpc as policy_grpc
+from retinue.runtime_adapter.v1 import instance_service_pb2 as instances_pb
+from retinue.runtime_adapter.v1 import instance_service_pb2_grpc as instances_grpc
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as adapter_pb
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2_grpc as adapter_grpc
 from retinue.runtime_adapter.v1.runtime_event_pb2 import RuntimeEvent
 from retinue_gateway.__main__ import assemble as assemble_gateway
 from retinue_gateway.config import Settings
+from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.server import Server, Service
 from retinue_router.__main__ import assemble as assemble_router
 from retinue_router.config import Settings as RouterSettings
@@ -59,14 +65,71 @@ class FakeAdapter(adapter_grpc.RuntimeAdapterServiceServicer):
             yield adapter_pb.InvokeResponse(events=[RuntimeEvent(**event)])
 
 
+class FakeInstances(instances_grpc.InstanceServiceServicer):
+    """Has an instance for each tenant that asked for one; says more of it than anybody should hear."""
+
+    def __init__(self) -> None:
+        self.asked: list[instances_pb.CreateInstanceRequest] = []
+        self.trouble: RetinueError | None = None
+        self.held: dict[str, instances_pb.Instance] = {}
+
+    async def GetInstance(self, request, context):  # type: ignore[no-untyped-def]
+        if request.tenant_id not in self.held:
+            raise RetinueError(Reason.INSTANCE_NOT_FOUND, "No instance serves this tenant.")
+        return instances_pb.GetInstanceResponse(instance=self.held[request.tenant_id])
+
+    async def CreateInstance(self, request, context):  # type: ignore[no-untyped-def]
+        self.asked.append(request)
+        if self.trouble:
+            raise self.trouble
+        made = instances_pb.Instance(
+            instance_id="ins_1",
+            runtime="openclaw",
+            isolation=request.isolation,
+            state="pending",
+            detail="pid 4711 on host-7 warms up ten_other",
+            tenant_ids=[request.tenant_id, "ten_other"],
+            tenant_count=2,
+            memory_bytes=1 << 33,
+            running_count=3,
+            backend="process",
+            version="2026.9.6",
+        )
+        made.create_time.GetCurrentTime()
+        made.use_time.GetCurrentTime()
+        return instances_pb.CreateInstanceResponse(instance=self.held.setdefault(request.tenant_id, made))
+
+    async def DeleteInstance(self, request, context):  # type: ignore[no-untyped-def]
+        if self.held.pop(request.tenant_id, None) is None:
+            raise RetinueError(Reason.INSTANCE_NOT_FOUND, "No instance serves this tenant.")
+        return instances_pb.DeleteInstanceResponse()
+
+
 class FakePolicy(policy_grpc.PolicyServiceServicer):
-    """Chooses the light runtime for everything."""
+    """Chooses the light runtime for everything, or what a test wants of it."""
+
+    def __init__(self) -> None:
+        self.decision: dict[str, Any] = {"runtime": "light"}
+        self.trouble: RetinueError | None = None
+        self.reporting_trouble: RetinueError | None = None
+        self.requests: list[policy_pb.DecideRequest] = []
+        self.outcomes: list[breaker_pb2.Outcome] = []
+
+    async def ReportOutcomes(self, request, context):  # type: ignore[no-untyped-def]
+        if self.reporting_trouble:
+            raise self.reporting_trouble
+        self.outcomes += request.outcomes
+        return policy_pb.ReportOutcomesResponse()
 
     async def Decide(self, request, context):  # type: ignore[no-untyped-def]
+        self.requests.append(request)
+        if self.trouble:
+            raise self.trouble
         limits = policy_pb.Limits(concurrent_run_count=64, attempt_count=3, output_size_bytes=1 << 26, weight=1.0)
         limits.run_time.FromSeconds(60)
         rule = policy_pb.FiredRule(rule="only_light", effect="prefer", reason="It is the only one.")
-        return policy_pb.DecideResponse(decision=policy_pb.Decision(runtime="light", limits=limits, rules=[rule]))
+        decision = policy_pb.Decision(**self.decision, limits=limits, rules=[rule])
+        return policy_pb.DecideResponse(decision=decision)
 
 
 class FakeDirectory(directory_grpc.DirectoryServiceServicer):
@@ -92,6 +155,8 @@ class Mesh:
     def __init__(self, run_dir: Path, stack: AsyncExitStack) -> None:
         self.run_dir = run_dir
         self.adapter = FakeAdapter()
+        self.instances = FakeInstances()
+        self.policy = FakePolicy()
         self.directory = FakeDirectory()
         self.grpc_address = f"unix:{run_dir}/gateway.sock"
         self.asgi_path = str(run_dir / "asgi.sock")
@@ -104,6 +169,7 @@ class Mesh:
         """Connect as Envoy does."""
         self.channel = grpc.aio.insecure_channel(self.grpc_address, [("grpc.default_authority", "gateway")])
         self.edge = edge_service_pb2_grpc.EdgeServiceStub(self.channel)
+        self.edge_instances = edge_instances_grpc.InstanceServiceStub(self.channel)
         transport = httpx.AsyncHTTPTransport(uds=self.asgi_path)
         self.http = httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=30)
         self._stack.push_async_callback(self.channel.close)
@@ -146,7 +212,7 @@ async def mesh(make_database: Any, redis_url: str, serve: Any, run_dir: Path) ->
     async with AsyncExitStack() as stack:
         mesh = Mesh(run_dir, stack)
         policy = await serve(
-            _service(policy_grpc.add_PolicyServiceServicer_to_server, FakePolicy(), "retinue.policy.v1.PolicyService")
+            _service(policy_grpc.add_PolicyServiceServicer_to_server, mesh.policy, "retinue.policy.v1.PolicyService")
         )
         directory = await serve(
             _service(
@@ -160,6 +226,11 @@ async def mesh(make_database: Any, redis_url: str, serve: Any, run_dir: Path) ->
                 adapter_grpc.add_RuntimeAdapterServiceServicer_to_server,
                 mesh.adapter,
                 "retinue.runtime_adapter.v1.RuntimeAdapterService",
+            )
+            + _service(
+                instances_grpc.add_InstanceServiceServicer_to_server,
+                mesh.instances,
+                "retinue.runtime_adapter.v1.InstanceService",
             )
         )
         dsns = {"postgres_dsn": database.dsn("retinue_router"), "sweep_dsn": database.dsn("retinue_sweep")}

@@ -46,6 +46,16 @@ def test_the_plain_model_leaves_the_runtime_to_policy() -> None:
     assert ask.parameters == {"temperature": 0, "top_p": 1.0, "stop": ["x"]}
 
 
+@pytest.mark.parametrize("runtime", ["openclaw", "light"])
+def test_a_runtime_that_is_on_is_a_model_of_its_own(runtime: str) -> None:
+    body = json.dumps({"model": f"retinue/{runtime}", "messages": [USER]}).encode()
+    assert chat.models(["openclaw", "light"]) == ["retinue", "retinue/openclaw", "retinue/light"]
+    assert chat.parse(body, ["openclaw", "light"]).runtime == runtime
+    assert chat.parse(body.replace(b"/" + runtime.encode(), b""), ["openclaw", "light"]).runtime == "auto"
+    with pytest.raises(chat.ApiError, match="does not exist"):
+        chat.parse(body, ["other"])
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [

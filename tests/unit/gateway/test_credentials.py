@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from retinue.directory.v1.directory_service_pb2 import ListRevocationsResponse
-from retinue_gateway.credentials import Credentials, check_scope, read_caller
+from retinue_gateway.credentials import Credentials, check_scope, read_caller, scope_of
 from retinue_kit.errors import Reason, RetinueError
 
 
@@ -66,6 +66,23 @@ def test_scopes_open_what_they_name_and_admin_everything(scopes: str, may: bool)
     with pytest.raises(RetinueError) as raised:
         check_scope(caller)
     assert raised.value.metadata == {"scope": "chat"}
+
+
+@pytest.mark.parametrize(
+    ("method", "scope"),
+    [
+        ("EdgeService/SendMessage", "chat"),
+        ("WebhookService/ListWebhooks", "admin"),
+        ("DeadLetterService/DropDeadLetter", "admin"),
+        ("InstanceService/ListInstances", "admin"),
+        ("InstanceService/GetInstanceStatus", "chat"),
+        ("InstanceService/CreateInstance", "chat"),
+        ("InstanceService/DeleteInstance", "chat"),
+        ("InstanceService/GetChatUrl", "chat"),
+    ],
+)
+def test_what_serves_operators_needs_more_than_talking_does(method: str, scope: str) -> None:
+    assert scope_of(f"/retinue.edge.v1.{method}") == scope
 
 
 async def test_nobody_is_admitted_before_the_revoked_tokens_were_read() -> None:

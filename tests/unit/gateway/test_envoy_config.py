@@ -7,6 +7,8 @@ import pytest
 from retinue_gateway import envoy_clusters, envoy_config, envoy_refusals
 from retinue_kit.errors import CODES, Reason
 
+PREFIXES = ("/v1/", "/api/")
+
 
 @pytest.fixture
 def config():
@@ -60,3 +62,24 @@ def test_everything_that_holds_bytes_is_bounded(config):
 def test_refusals_use_the_reasons_and_codes_of_the_contract():
     for refusal in envoy_refusals.REFUSALS:
         assert refusal.code == CODES[Reason(refusal.reason)].value or refusal.status == 504
+
+
+def listed(config):
+    return manager(config)["route_config"]["virtual_hosts"][0]["routes"]
+
+
+def test_bodies_are_bounded_and_odd_headers_dropped_wherever_the_json_form_lies(config):
+    found = {route["match"]["prefix"]: route for route in listed(config) if route["match"].get("prefix") in PREFIXES}
+    assert set(found) == set(PREFIXES)
+    assert [found[prefix]["typed_per_filter_config"] for prefix in PREFIXES].count(
+        found["/v1/"]["typed_per_filter_config"]
+    ) == len(PREFIXES)
+    too_large = [r["match"]["prefix"] for r in listed(config) if "range_match" in str(r["match"].get("headers"))]
+    assert too_large == list(PREFIXES)
+
+
+def test_the_host_of_a_request_is_told_where_it_is_asked_for_and_to_nobody_else(config):
+    named = [route["match"]["prefix"] for route in listed(config) if "request_headers_to_add" in route]
+    assert named == ["/retinue.edge.v1.InstanceService/GetChatUrl"]
+    prefixes = [route["match"].get("prefix") for route in listed(config)]
+    assert prefixes.index(named[0]) < prefixes.index("/retinue.edge.v1.")

@@ -56,8 +56,20 @@ def test_limits_and_comments_are_in_it(committed: str) -> None:
 
 def test_each_further_service_is_introduced_with_the_scope_that_it_needs(committed: str) -> None:
     about = {tag["name"]: tag["description"] for tag in json.loads(committed)["tags"]}
-    assert set(about) == {"schedules", "webhooks", "dead-letters"}
+    assert set(about) == {"schedules", "webhooks", "dead-letters", "instance"}
     assert all("scope `admin`" in about[name] for name in ("webhooks", "dead-letters"))
+
+
+def test_each_call_stands_in_the_section_of_its_service(committed: str) -> None:
+    api = json.loads(committed)
+    listed = {
+        path for path, calls in api["paths"].items() if any(call["tags"] == ["instance"] for call in calls.values())
+    }
+    assert listed == {f"/api/instance/{name}" for name in ("status", "create", "delete", "chat-url")} | {
+        "/v1/instances"
+    }
+    memory = api["components"]["schemas"]["InstanceReport"]["properties"]["memory_bytes"]
+    assert (memory["type"], memory["format"]) == ("string", "int64")
 
 
 def test_every_answer_says_what_it_holds_since_the_page_shows_it(committed: str) -> None:

@@ -8,6 +8,7 @@ from retinue_cli.commands import (
     chat,
     doctor,
     down,
+    instances,
     restart,
     runs,
     schedules,
@@ -27,7 +28,7 @@ app = typer.Typer(
 )
 for command in (
     *(up.up, down.down, restart.restart, status.status, token.token, token.revoke, chat.chat, trace.trace),
-    *(tenants.tenants, tenants.tenant, doctor.doctor),
+    *(tenants.tenants, tenants.tenant, instances.instances, doctor.doctor),
 ):
     app.command()(command)
 app.add_typer(runs.app, name="runs")

@@ -60,8 +60,12 @@ def _wait(facts: TextIO, screen: Screen) -> int:
         fact = json.loads(line)
         if "progress" in fact:
             screen.progress(Progress(*fact["progress"]))
+        elif "note" in fact:
+            screen.note(fact["note"])
         elif "ready" in fact:
             screen.ready(*fact["ready"])
+        elif "chat" in fact:
+            screen.chat(fact["chat"])
             return 0
         else:
             return screen.failed(*fact["failed"])

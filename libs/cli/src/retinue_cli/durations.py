@@ -6,6 +6,8 @@ from retinue_cli.failures import EXIT_SETTINGS, CommandError
 
 UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
+STEPS_S = (("d", 86400), ("h", 3600), ("m", 60))
+
 TTL_MAX_S = 366 * 86400
 """What the contract lets a token live at most."""
 
@@ -17,3 +19,11 @@ def parse_ttl(text: str) -> int:
     if not 0 < seconds <= TTL_MAX_S:
         raise CommandError(f"--ttl {text!r} is not a time such as 30d, 12h, 90m or 3600 (366d at most).", EXIT_SETTINGS)
     return seconds
+
+
+def short(seconds: float) -> str:
+    """Write a span of time in its largest unit, such as "2h"; "0s" for one below a second, or below none."""
+    for unit, size in STEPS_S:
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{max(0, int(seconds))}s"

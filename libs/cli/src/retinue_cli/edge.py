@@ -162,7 +162,8 @@ class Edge:
             for frame in httpx_sse.EventSource(answer).iter_sse():
                 if frame.event == "error":
                     raise RefusedError(httpx.codes.SERVICE_UNAVAILABLE, _message(frame.data) or "The stream broke off.")
-                yield json.loads(frame.data)
+                if frame.data:  # a comment in a long silence comes as a frame without any
+                    yield json.loads(frame.data)
         finally:
             answer.close()
 

@@ -20,6 +20,8 @@ from retinue.router.v1 import schedule_service_pb2 as schedules
 from retinue.router.v1 import schedule_service_pb2_grpc as schedules_grpc
 from retinue.router.v1 import webhook_service_pb2 as webhooks
 from retinue.router.v1 import webhook_service_pb2_grpc as webhooks_grpc
+from retinue.runtime_adapter.v1 import instance_service_pb2 as instances
+from retinue.runtime_adapter.v1 import instance_service_pb2_grpc as instances_grpc
 
 from retinue_cli.failures import CommandError
 from retinue_cli.state import State
@@ -30,7 +32,7 @@ R = TypeVar("R")
 PAGE_SIZE = 200
 """The most that one call answers with, by contract."""
 
-ASKED = ("directory", "policy", "router")
+ASKED = ("directory", "policy", "router", "runtime-adapter")
 """The services that are called."""
 
 OPERATOR = "operator"
@@ -60,6 +62,8 @@ class Mesh:
         self._schedules: Any = schedules_grpc.ScheduleServiceStub(router_channel)
         policy_channel: Any = self._channels["policy"]
         self._policy: Any = policy_grpc.PolicyServiceStub(policy_channel)
+        adapter_channel: Any = self._channels["runtime-adapter"]
+        self._instances: Any = instances_grpc.InstanceServiceStub(adapter_channel)
 
     @staticmethod
     def _connect(address: str, name: str) -> grpc.Channel:
@@ -198,6 +202,11 @@ class Mesh:
         """List the breakers that are not closed."""
         answer: policy.ListBreakersResponse = call(self._policy.ListBreakers, policy.ListBreakersRequest())
         return answer
+
+    def instances(self) -> list[instances.Instance]:
+        """List the instances of runtimes, oldest first."""
+        answer: instances.ListInstancesResponse = call(self._instances.ListInstances, instances.ListInstancesRequest())
+        return list(answer.instances)
 
     def create_webhook(
         self, tenant_id: str, url: str, kind: str, event_types: list[str], secret: str

@@ -28,8 +28,14 @@ class Report(Protocol):
     def progress(self, progress: "Progress") -> None:
         """A process has changed."""
 
+    def note(self, text: str) -> None:
+        """Something takes a while."""
+
     def ready(self, address: str, token: str, model: str, seconds: float) -> None:
         """The mesh serves."""
+
+    def chat(self, text: str) -> None:
+        """What chat runs on is known."""
 
     def asked(self, text: str) -> None:
         """A first message is sent."""
@@ -89,6 +95,14 @@ class Screen:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    def note(self, text: str) -> None:
+        """Say what is waited for."""
+        self._console.print(text, markup=False, soft_wrap=True, style="dim")
+
+    def chat(self, text: str) -> None:
+        """Say what chat runs on."""
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def ready(self, address: str, token: str, model: str, seconds: float) -> None:
         """Say where the mesh is, and with what it is used."""
@@ -180,9 +194,17 @@ class Pipe:
         """Pass it on."""
         self._tell(progress=list(progress))
 
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        self._tell(note=text)
+
     def ready(self, address: str, token: str, model: str, seconds: float) -> None:
-        """Pass it on; it was all that is waited for."""
+        """Pass it on."""
         self._tell(ready=[address, token, model, seconds])
+
+    def chat(self, text: str) -> None:
+        """Pass it on; it was the last that is waited for."""
+        self._tell(chat=text)
         self._close()
 
     def failed(self, text: str, code: int) -> int:

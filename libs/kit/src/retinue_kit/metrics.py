@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
 
 from retinue_kit.config import SettingError
 
@@ -33,6 +33,11 @@ def counter(name: str, meaning: str, labels: Sequence[str] = ()) -> Counter:
 def gauge(name: str, meaning: str, labels: Sequence[str] = ()) -> Gauge:
     """Make a gauge; its name is told as retinue_{name}."""
     return Gauge(PREFIX + name, meaning, labels)
+
+
+def histogram(name: str, meaning: str, bounds: Sequence[float]) -> Histogram:
+    """Make a histogram with these upper bounds; its name is told as retinue_{name}_bucket, _sum and _count."""
+    return Histogram(PREFIX + name, meaning, buckets=bounds)
 
 
 stale_writes_refused = counter(

@@ -78,7 +78,9 @@ def findings(state: State, port: int) -> Iterator[Finding]:
     if mesh is None:
         yield free_port(port)
     yield from settings(state, port, mesh)
-    if mesh is None:
+    if mesh is not None:
+        yield from runtimes_of(state, mesh)
+    else:
         yield Finding("ok", f"no mesh runs on {state.paths.state}")
     for process in mesh.processes if mesh else ():
         well = process.health == "serving"
@@ -170,7 +172,39 @@ def settings(state: State, port: int, mesh: "MeshStatus | None") -> Iterator[Fin
     yield Finding("ok", f"settings: runtimes {built.runtimes}, {built.workers} workers")
     if account is not None:
         yield Finding("ok", f"you are root: Postgres will run as {account.name}")
+    if mesh is None and "openclaw" in built.runtimes.split(","):
+        yield openclaw(state, built)
     yield model_of(mesh) if mesh else model(built)
+
+
+def openclaw(state: State, built: "Options") -> Finding:
+    """Look whether OpenClaw is there, as a mesh would find it."""
+    from retinue_local import openclaw
+
+    try:
+        found = asyncio.run(openclaw.look(built.environ, state.paths.openclaw))
+    except openclaw.OpenClawError as error:
+        how = "make up fetches it, 300 MiB; RUNTIMES=light make up leaves it out, and chat runs on light"
+        if built.environ.get("RETINUE_OPENCLAW_DIR"):
+            how = "mend RETINUE_OPENCLAW_DIR, or unset it; until then chat runs on light"
+        return Finding("warn", str(error), how)
+    return Finding("ok", f"OpenClaw {found.version} in {found.folder}")
+
+
+def runtimes_of(state: State, mesh: "MeshStatus") -> Iterator[Finding]:
+    """Look at the runtimes of a mesh that runs."""
+    from retinue_cli import runtimes
+    from retinue_cli.failures import CommandError
+
+    try:
+        for runtime in runtimes.read(state):
+            how = "" if runtime.available else f"read {state.paths.logs / 'runtime-adapter'}.log"
+            yield Finding("ok" if runtime.available else "warn", f"runtime {runtimes.named(runtime)}", how)
+    except CommandError as error:
+        yield Finding("warn", f"runtimes: {error}")
+    if mesh.openclaw_missing:
+        how = "mend that and start the mesh again; until then chat runs on light"
+        yield Finding("warn", f"runtime openclaw is not on: {mesh.openclaw_missing}", how)
 
 
 def model_of(mesh: "MeshStatus") -> Finding:

@@ -44,8 +44,22 @@ def status(
         # A terminal folds long addresses; whoever reads from a pipe gets a line a process.
         Console(width=None if sys.stdout.isatty() else WIDTH_MAX).print(table(processes))
         typer.echo(f"clients: {found.address}")
+        show_runtimes(state, found.openclaw_missing)
         show_load(state)
     return 0 if processes and all(process.health == SERVING for process in processes) else 1
+
+
+def show_runtimes(state: State, openclaw_missing: str) -> None:
+    """Print what each runtime says of itself."""
+    from retinue_cli import runtimes
+
+    try:
+        for runtime in runtimes.read(state):
+            typer.echo(f"runtime {runtimes.named(runtime)}{'' if runtime.available else ', not available'}")
+    except CommandError as error:
+        typer.echo(f"runtimes: {error}")
+    if openclaw_missing:
+        typer.echo(f"runtime openclaw is not on: {openclaw_missing}")
 
 
 def show_load(state: State, *, as_json: bool = False) -> None:

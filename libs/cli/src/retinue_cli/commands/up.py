@@ -65,6 +65,8 @@ def serve(built: "Options", report: "Report", *, hello: bool) -> int:
     from retinue_kit.config import SettingError
     from retinue_local import processes, supervisor
 
+    from retinue_cli import runtimes
+
     state = State(built.state_dir)
 
     async def on_ready(ready: "Ready") -> None:
@@ -77,6 +79,7 @@ def serve(built: "Options", report: "Report", *, hello: bool) -> int:
         try:
             token = await asyncio.to_thread(make_token, state)
             report.ready(ready.address, token, ready.model, ready.seconds)
+            report.chat(await runtimes.chat(state, ready.runtimes, report.note))
             if hello:
                 await asyncio.to_thread(greet, report, ready.address, token, built.tls_cert, pause)
             report.next_steps(ready.address, built.state_dir, built.tls_cert)
@@ -86,7 +89,7 @@ def serve(built: "Options", report: "Report", *, hello: bool) -> int:
             report.stopping()
 
     try:
-        asyncio.run(supervisor.run(built, report.progress, on_ready))
+        asyncio.run(supervisor.run(built, report.progress, on_ready, on_note=report.note))
     except SettingError as error:
         return report.failed(str(error), EXIT_SETTINGS)
     except (processes.StartError, CommandError) as error:

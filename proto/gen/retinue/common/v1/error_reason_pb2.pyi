@@ -114,6 +114,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The dead letter was retried or dropped before (FAILED_PRECONDITION); metadata.state says which."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 45
     """The deployment holds as many waiting runs as it may (UNAVAILABLE); RetryInfo says when to come again."""
+    ERROR_REASON_INSTANCE_NOT_FOUND: _ErrorReason.ValueType  # 46
+    """No instance of a runtime is assigned to this tenant (NOT_FOUND)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: the `reason` of the `google.rpc.ErrorInfo` (domain "retinue") in an error's details is one of
@@ -213,4 +215,6 @@ ERROR_REASON_DEAD_LETTER_CLOSED: ErrorReason.ValueType  # 44
 """The dead letter was retried or dropped before (FAILED_PRECONDITION); metadata.state says which."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 45
 """The deployment holds as many waiting runs as it may (UNAVAILABLE); RetryInfo says when to come again."""
+ERROR_REASON_INSTANCE_NOT_FOUND: ErrorReason.ValueType  # 46
+"""No instance of a runtime is assigned to this tenant (NOT_FOUND)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

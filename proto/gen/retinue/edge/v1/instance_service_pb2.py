@@ -27,7 +27,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&retinue/edge/v1/instance_service.proto\x12\x0fretinue.edge.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x01\n\x08Instance\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0f\n\x07runtime\x18\x02 \x01(\t\x12\x11\n\tisolation\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x07 \x01(\t\"\xe7\x01\n\x0eInstanceReport\x12+\n\x08instance\x18\x01 \x01(\x0b\x32\x19.retinue.edge.v1.Instance\x12\x0f\n\x07tenants\x18\x02 \x03(\t\x12\x14\n\x0ctenant_count\x18\x03 \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x15\n\rrunning_count\x18\x05 \x01(\x05\x12\x15\n\rwaiting_count\x18\x06 \x01(\x05\x12,\n\x08use_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x62\x61\x63kend\x18\x08 \x01(\t\"\x1a\n\x18GetInstanceStatusRequest\"H\n\x19GetInstanceStatusResponse\x12+\n\x08instance\x18\x01 \x01(\x0b\x32\x19.retinue.edge.v1.Instance\"\x17\n\x15\x43reateInstanceRequest\"E\n\x16\x43reateInstanceResponse\x12+\n\x08instance\x18\x01 \x01(\x0b\x32\x19.retinue.edge.v1.Instance\"\x17\n\x15\x44\x65leteInstanceRequest\"\x18\n\x16\x44\x65leteInstanceResponse\".\n\x11GetChatUrlRequest\x12\x19\n\x07\x63ontact\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"!\n\x12GetChatUrlResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\"\x16\n\x14ListInstancesRequest\"K\n\x15ListInstancesResponse\x12\x32\n\tinstances\x18\x01 \x03(\x0b\x32\x1f.retinue.edge.v1.InstanceReport2\x90\x05\n\x0fInstanceService\x12\x88\x01\n\x11GetInstanceStatus\x12).retinue.edge.v1.GetInstanceStatusRequest\x1a*.retinue.edge.v1.GetInstanceStatusResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/api/instance/status\x12\x82\x01\n\x0e\x43reateInstance\x12&.retinue.edge.v1.CreateInstanceRequest\x1a\'.retinue.edge.v1.CreateInstanceResponse\"\x1f\x82\xd3\xe4\x93\x02\x19\"\x14/api/instance/create:\x01*\x12\x7f\n\x0e\x44\x65leteInstance\x12&.retinue.edge.v1.DeleteInstanceRequest\x1a\'.retinue.edge.v1.DeleteInstanceResponse\"\x1c\x82\xd3\xe4\x93\x02\x16*\x14/api/instance/delete\x12u\n\nGetChatUrl\x12\".retinue.edge.v1.GetChatUrlRequest\x1a#.retinue.edge.v1.GetChatUrlResponse\"\x1e\x82\xd3\xe4\x93\x02\x18\x12\x16/api/instance/chat-url\x12u\n\rListInstances\x12%.retinue.edge.v1.ListInstancesRequest\x1a&.retinue.edge.v1.ListInstancesResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/instancesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&retinue/edge/v1/instance_service.proto\x12\x0fretinue.edge.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x01\n\x08Instance\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0f\n\x07runtime\x18\x02 \x01(\t\x12\x11\n\tisolation\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x07 \x01(\t\"\xe7\x01\n\x0eInstanceReport\x12+\n\x08instance\x18\x01 \x01(\x0b\x32\x19.retinue.edge.v1.Instance\x12\x0f\n\x07tenants\x18\x02 \x03(\t\x12\x14\n\x0ctenant_count\x18\x03 \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x15\n\rrunning_count\x18\x05 \x01(\x05\x12\x15\n\rwaiting_count\x18\x06 \x01(\x05\x12,\n\x08use_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x62\x61\x63kend\x18\x08 \x01(\t\"\x1a\n\x18GetInstanceStatusRequest\"H\n\x19GetInstanceStatusResponse\x12+\n\x08instance\x18\x01 \x01(\x0b\x32\x19.retinue.edge.v1.Instance\"\x17\n\x15\x43reateInstanceRequest\"E\n\x16\x43reateInstanceResponse\x12+\n\x08instance\x18\x01 \x01(\x0b\x32\x19.retinue.edge.v1.Instance\"\x17\n\x15\x44\x65leteInstanceRequest\"\x18\n\x16\x44\x65leteInstanceResponse\"J\n\x11GetChatUrlRequest\x12\x35\n\x07\x63ontact\x18\x01 \x01(\tB$\xbaH!r\x1f\x18\x80\x01\x32\x1a^[\\p{L}\\p{M}\\p{N}_.@+:-]*$\"!\n\x12GetChatUrlResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\"\x16\n\x14ListInstancesRequest\"K\n\x15ListInstancesResponse\x12\x32\n\tinstances\x18\x01 \x03(\x0b\x32\x1f.retinue.edge.v1.InstanceReport2\x90\x05\n\x0fInstanceService\x12\x88\x01\n\x11GetInstanceStatus\x12).retinue.edge.v1.GetInstanceStatusRequest\x1a*.retinue.edge.v1.GetInstanceStatusResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/api/instance/status\x12\x82\x01\n\x0e\x43reateInstance\x12&.retinue.edge.v1.CreateInstanceRequest\x1a\'.retinue.edge.v1.CreateInstanceResponse\"\x1f\x82\xd3\xe4\x93\x02\x19\"\x14/api/instance/create:\x01*\x12\x7f\n\x0e\x44\x65leteInstance\x12&.retinue.edge.v1.DeleteInstanceRequest\x1a\'.retinue.edge.v1.DeleteInstanceResponse\"\x1c\x82\xd3\xe4\x93\x02\x16*\x14/api/instance/delete\x12u\n\nGetChatUrl\x12\".retinue.edge.v1.GetChatUrlRequest\x1a#.retinue.edge.v1.GetChatUrlResponse\"\x1e\x82\xd3\xe4\x93\x02\x18\x12\x16/api/instance/chat-url\x12u\n\rListInstances\x12%.retinue.edge.v1.ListInstancesRequest\x1a&.retinue.edge.v1.ListInstancesResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/instancesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,7 +35,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'retinue.edge.v1.instance_se
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETCHATURLREQUEST'].fields_by_name['contact']._loaded_options = None
-  _globals['_GETCHATURLREQUEST'].fields_by_name['contact']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_GETCHATURLREQUEST'].fields_by_name['contact']._serialized_options = b'\272H!r\037\030\200\0012\032^[\\p{L}\\p{M}\\p{N}_.@+:-]*$'
   _globals['_INSTANCESERVICE'].methods_by_name['GetInstanceStatus']._loaded_options = None
   _globals['_INSTANCESERVICE'].methods_by_name['GetInstanceStatus']._serialized_options = b'\202\323\344\223\002\026\022\024/api/instance/status'
   _globals['_INSTANCESERVICE'].methods_by_name['CreateInstance']._loaded_options = None
@@ -63,13 +63,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEINSTANCERESPONSE']._serialized_start=772
   _globals['_DELETEINSTANCERESPONSE']._serialized_end=796
   _globals['_GETCHATURLREQUEST']._serialized_start=798
-  _globals['_GETCHATURLREQUEST']._serialized_end=844
-  _globals['_GETCHATURLRESPONSE']._serialized_start=846
-  _globals['_GETCHATURLRESPONSE']._serialized_end=879
-  _globals['_LISTINSTANCESREQUEST']._serialized_start=881
-  _globals['_LISTINSTANCESREQUEST']._serialized_end=903
-  _globals['_LISTINSTANCESRESPONSE']._serialized_start=905
-  _globals['_LISTINSTANCESRESPONSE']._serialized_end=980
-  _globals['_INSTANCESERVICE']._serialized_start=983
-  _globals['_INSTANCESERVICE']._serialized_end=1639
+  _globals['_GETCHATURLREQUEST']._serialized_end=872
+  _globals['_GETCHATURLRESPONSE']._serialized_start=874
+  _globals['_GETCHATURLRESPONSE']._serialized_end=907
+  _globals['_LISTINSTANCESREQUEST']._serialized_start=909
+  _globals['_LISTINSTANCESREQUEST']._serialized_end=931
+  _globals['_LISTINSTANCESRESPONSE']._serialized_start=933
+  _globals['_LISTINSTANCESRESPONSE']._serialized_end=1008
+  _globals['_INSTANCESERVICE']._serialized_start=1011
+  _globals['_INSTANCESERVICE']._serialized_end=1667
 # @@protoc_insertion_point(module_scope)

@@ -41,7 +41,7 @@ class Instance(_message.Message):
     state: _builtins.str
     """"pending", "ready" or "error"."""
     detail: _builtins.str
-    """What it is doing or what is wrong, in one line."""
+    """What its state means, in one line."""
     version: _builtins.str
     """The runtime's release."""
     @_builtins.property
@@ -82,11 +82,11 @@ class InstanceReport(_message.Message):
     USE_TIME_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
     tenant_count: _builtins.int
-    """How many there are."""
+    """How many are listed."""
     memory_bytes: _builtins.int
     """Memory of its processes, in bytes; 0 if unknown."""
     running_count: _builtins.int
-    """Runs under way."""
+    """Runs under way in it, whoever's."""
     waiting_count: _builtins.int
     """Runs that wait to be admitted."""
     backend: _builtins.str
@@ -97,7 +97,7 @@ class InstanceReport(_message.Message):
 
     @_builtins.property
     def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tenants that it serves, at most 100 of them."""
+        """The caller's tenant; whom a shared one serves besides is not told."""
 
     @_builtins.property
     def use_time(self) -> _timestamp_pb2.Timestamp:
@@ -241,13 +241,15 @@ Global___DeleteInstanceResponse: _TypeAlias = DeleteInstanceResponse  # noqa: Y0
 
 @_typing.final
 class GetChatUrlRequest(_message.Message):
-    """Asks for the address; `contact` is whom the conversation will be with."""
+    """Asks for the address."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTACT_FIELD_NUMBER: _builtins.int
     contact: _builtins.str
-    """Whom the agent will speak with; empty leaves it to the WebSocket's first frame."""
+    """Whom the agent will speak with, if that is known: it is checked as a contact's name, so that a name which no frame
+    could use is refused before a socket is opened. The address is the same for all.
+    """
     def __init__(
         self,
         *,
@@ -269,7 +271,9 @@ class GetChatUrlResponse(_message.Message):
 
     URL_FIELD_NUMBER: _builtins.int
     url: _builtins.str
-    """An address that begins with ws:// or wss://, as the caller's own request reached this API."""
+    """An address that begins with ws:// or wss://: the host as the caller's own request named it, wss where that request
+    came over TLS.
+    """
     def __init__(
         self,
         *,
@@ -309,7 +313,7 @@ class ListInstancesResponse(_message.Message):
     INSTANCES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceReport]:
-        """The instances, oldest first, at most 1,000."""
+        """The instances, oldest first."""
 
     def __init__(
         self,

@@ -77,7 +77,8 @@ class InstanceServiceServicer:
 
     def CreateInstance(self, request, context):
         """Assigns an instance and warms it up; answers at once with `pending` while that goes on. Idempotent. Fails with
-        RUNTIME_UNAVAILABLE where the tenant's runtime has no instances, or none is free.
+        RUNTIME_UNAVAILABLE: with RetryInfo where none is free; as FAILED_PRECONDITION where the tenant's chat runs on a
+        runtime without instances.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,14 +92,16 @@ class InstanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetChatUrl(self, request, context):
-        """Says where to chat: the WebSocket of this API, which needs the caller's own token as every call does.
+        """Says where to chat: the WebSocket of this API, which needs the caller's own token as every call does. The address
+        holds no token and no contact: each frame names whom it is for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListInstances(self, request, context):
-        """Lists the instances of the deployment with the tenants they serve. Needs the scope `admin`.
+        """Lists the instances that serve the caller's tenant, with what an operator wants to know of them. Needs the scope
+        `admin`. Other tenants' are not shown, to nobody's token: those who run the deployment ask `retinue instances`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

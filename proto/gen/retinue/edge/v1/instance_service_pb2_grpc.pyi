@@ -22,14 +22,19 @@ class InstanceServiceStub:
     """Reads the caller's instance. Fails with INSTANCE_NOT_FOUND where none is assigned."""
     CreateInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.CreateInstanceRequest, _instance_service_pb2.CreateInstanceResponse]
     """Assigns an instance and warms it up; answers at once with `pending` while that goes on. Idempotent. Fails with
-    RUNTIME_UNAVAILABLE where the tenant's runtime has no instances, or none is free.
+    RUNTIME_UNAVAILABLE: with RetryInfo where none is free; as FAILED_PRECONDITION where the tenant's chat runs on a
+    runtime without instances.
     """
     DeleteInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.DeleteInstanceRequest, _instance_service_pb2.DeleteInstanceResponse]
     """Gives the instance back. Conversations lose nothing: the next message finds another. Fails with INSTANCE_NOT_FOUND."""
     GetChatUrl: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.GetChatUrlRequest, _instance_service_pb2.GetChatUrlResponse]
-    """Says where to chat: the WebSocket of this API, which needs the caller's own token as every call does."""
+    """Says where to chat: the WebSocket of this API, which needs the caller's own token as every call does. The address
+    holds no token and no contact: each frame names whom it is for.
+    """
     ListInstances: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.ListInstancesRequest, _instance_service_pb2.ListInstancesResponse]
-    """Lists the instances of the deployment with the tenants they serve. Needs the scope `admin`."""
+    """Lists the instances that serve the caller's tenant, with what an operator wants to know of them. Needs the scope
+    `admin`. Other tenants' are not shown, to nobody's token: those who run the deployment ask `retinue instances`.
+    """
 
 class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
     """The runtime process that serves the caller's tenant, for those who want it ready before the first message. Nobody needs
@@ -51,7 +56,8 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_instance_service_pb2.CreateInstanceRequest, _abc.Awaitable[_instance_service_pb2.CreateInstanceResponse]],
     ) -> _abc.Awaitable[_instance_service_pb2.CreateInstanceResponse]:
         """Assigns an instance and warms it up; answers at once with `pending` while that goes on. Idempotent. Fails with
-        RUNTIME_UNAVAILABLE where the tenant's runtime has no instances, or none is free.
+        RUNTIME_UNAVAILABLE: with RetryInfo where none is free; as FAILED_PRECONDITION where the tenant's chat runs on a
+        runtime without instances.
         """
 
     @_abc_1.abstractmethod
@@ -68,7 +74,9 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _instance_service_pb2.GetChatUrlRequest,
         context: _aio.ServicerContext[_instance_service_pb2.GetChatUrlRequest, _abc.Awaitable[_instance_service_pb2.GetChatUrlResponse]],
     ) -> _abc.Awaitable[_instance_service_pb2.GetChatUrlResponse]:
-        """Says where to chat: the WebSocket of this API, which needs the caller's own token as every call does."""
+        """Says where to chat: the WebSocket of this API, which needs the caller's own token as every call does. The address
+        holds no token and no contact: each frame names whom it is for.
+        """
 
     @_abc_1.abstractmethod
     def ListInstances(
@@ -76,6 +84,8 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _instance_service_pb2.ListInstancesRequest,
         context: _aio.ServicerContext[_instance_service_pb2.ListInstancesRequest, _abc.Awaitable[_instance_service_pb2.ListInstancesResponse]],
     ) -> _abc.Awaitable[_instance_service_pb2.ListInstancesResponse]:
-        """Lists the instances of the deployment with the tenants they serve. Needs the scope `admin`."""
+        """Lists the instances that serve the caller's tenant, with what an operator wants to know of them. Needs the scope
+        `admin`. Other tenants' are not shown, to nobody's token: those who run the deployment ask `retinue instances`.
+        """
 
 def add_InstanceServiceServicer_to_server(servicer: InstanceServiceServicer, server: _aio.Server) -> None: ...
