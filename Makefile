@@ -16,6 +16,11 @@ BIN := .venv/bin
 TEST_PROCESSES_MAX := 4
 FAST := $(wildcard tests/tidy tests/unit tests/contract tests/integration)
 WHOLE := $(wildcard tests/e2e tests/chaos)
+# Each has a mesh of its own, and mostly waits. The tests of a file share what they start.
+WHOLE_PROCESSES := 2
+# Gateways of the real OpenClaw take a core each to start: one after another, when nothing else runs.
+CLAWED := $(wildcard tests/contract tests/integration tests/e2e)
+OPENCLAW := .build/openclaw
 # buf keeps a cache, and the home folder may not be writable.
 export BUF_CACHE_DIR := $(CURDIR)/.build/buf
 
@@ -29,8 +34,10 @@ test: prepare ## run every test; ARGS="tests/unit -k lease" runs those alone
 ifneq ($(strip $(ARGS)),)
 	@$(BIN)/python -m pytest $(ARGS)
 else
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses $(TEST_PROCESSES_MAX) $(FAST)
-	@$(if $(WHOLE),$(BIN)/python -m pytest $(WHOLE))
+	@$(BIN)/python -m retinue_local.openclaw $(OPENCLAW) >/dev/null || echo "Tests that need OpenClaw are skipped." >&2
+	@$(BIN)/python -m pytest -m "not openclaw" --numprocesses auto --maxprocesses $(TEST_PROCESSES_MAX) $(FAST)
+	@$(if $(WHOLE),$(BIN)/python -m pytest -m "not openclaw" --numprocesses $(WHOLE_PROCESSES) --dist loadfile $(WHOLE))
+	@$(if $(CLAWED),$(BIN)/python -m pytest -m openclaw $(CLAWED))
 endif
 
 chaos: prepare ## kill everything everywhere, for half an hour, and judge; ARGS="--seeds 5 --partial", ARGS="--seed 7"

@@ -26,6 +26,8 @@ this process and drains it after the test; the address in the settings must lie 
 
 `healthy` (function): `await healthy(peer, service="")` waits until a peer says that it serves.
 
+`openclaw_dir` (session): a folder with Node and the real OpenClaw, for RETINUE_OPENCLAW_DIR; see plugins/openclaw_home.
+
 `eventually` (function): `value = await eventually(check, timeout_s=10)` repeats `check`, sync or async, until it
 answers something true and raises no AssertionError; the way to wait for anything.
 """
@@ -57,7 +59,7 @@ from retinue_kit.client import Peer
 from retinue_kit.errors import RetinueError
 from retinue_kit.server import Server, Service
 
-pytest_plugins = ["whole_mesh"]
+pytest_plugins = ["openclaw_home", "whole_mesh"]
 
 START_TIMEOUT_S = 30.0
 """A server is up within a tenth of a second; the rest is for a machine busy with other tests."""

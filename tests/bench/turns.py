@@ -129,7 +129,7 @@ async def durable_turns(state: Path) -> int:
 
 async def measure(args: argparse.Namespace, state: Path, model: str) -> dict[str, object]:
     """All figures of one run."""
-    env = {**os.environ, "RETINUE_MODEL_BASE_URL": model, "RETINUE_MODEL": "offline"}
+    env = {"RUNTIMES": "light", **os.environ, "RETINUE_MODEL_BASE_URL": model, "RETINUE_MODEL": "offline"}
     up = [*RETINUE, "up", "--detach", "--port", str(args.port), "--state-dir", str(state)]
     ready_s = []
     for _ in range(2):  # the first start makes the database; the second is a warm one

@@ -19,7 +19,7 @@ DAY_S = 86400
 def run(*arguments, **more):
     """Run the command as from a shell that has no settings of this project."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("RETINUE_", "OPENAI_", "RUNTIMES"))}
-    environ = clean | more.pop("environ", {})
+    environ = clean | {"RUNTIMES": "light"} | more.pop("environ", {})
     return subprocess.run([*RETINUE, *arguments], capture_output=True, text=True, timeout=60, env=environ, **more)
 
 
@@ -67,7 +67,9 @@ def test_status_lists_every_process(mesh):
     assert all(set(process) == {"name", "pid", "address", "health", "restarts"} for process in found)
     assert {process["name"] for process in found} >= NAMES | {"envoy", "worker-1"}
     assert {process["health"] for process in found} == {"serving"}
-    assert "worker-1" in mesh.command("status").stdout
+    shown = mesh.command("status").stdout
+    assert "worker-1" in shown
+    assert "\nruntime light (offline model at " in shown
 
 
 def test_chat_answers_each_line_of_a_pipe(mesh, contact):
@@ -122,6 +124,7 @@ def test_doctor_finds_a_running_mesh_well(mesh):
     found = mesh.command("doctor").stdout
     assert "fail" not in found
     assert "router: serving" in found
+    assert "runtime light (offline model at " in found
 
 
 def test_what_cannot_start_says_so_in_one_line(mesh):
@@ -151,6 +154,7 @@ def test_commands_without_a_mesh_say_how_to_get_one():
 def test_up_shows_a_streamed_answer_and_leaves_nothing_behind(number):
     with tempfile.TemporaryDirectory(prefix="rt-cli-") as folder:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("RETINUE_", "OPENAI_", "RUNTIMES"))}
+        clean["RUNTIMES"] = "light"
         argv = [*RETINUE, "up", "--port", "0", "--state-dir", folder]
         with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean) as process:
             assert process.stdout is not None
@@ -165,6 +169,7 @@ def test_up_shows_a_streamed_answer_and_leaves_nothing_behind(number):
             assert process.wait(30) == 0
         text = "".join(said)
         assert "You said: Hello!" in text
+        assert "Chat runs on light; OpenClaw is left out.\n" in text
         with open(f"{folder}/token") as kept:
             assert f"token: {kept.read().strip()}\n" in text
         assert pids

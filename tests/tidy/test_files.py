@@ -24,7 +24,7 @@ TOP = {
 
 KINDS = {
     *{".py", ".typed", ".proto", ".sql", ".lua", ".toml", ".yaml", ".yml", ".json", ".md", ".lock", ".binpb", ".cedar"},
-    *{".sh", ".css", ".html", ".js", ".svg", ".pem", ".tpl"},
+    *{".sh", ".css", ".html", ".js", ".svg", ".pem", ".tpl", ".jsonl", ".mjs"},
 }
 """Kinds of files that have a place here; a new kind is added with its first file."""
 

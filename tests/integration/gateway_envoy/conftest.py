@@ -23,7 +23,10 @@ from google.api.httpbody_pb2 import HttpBody
 from jwt.algorithms import ECAlgorithm
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from retinue.edge.v1 import approval_pb2, contact_pb2, edge_service_pb2, edge_service_pb2_grpc, run_pb2
+from retinue.edge.v1.instance_service_pb2_grpc import add_InstanceServiceServicer_to_server
 from retinue_gateway import envoy_config, envoy_filters
+from retinue_gateway.instances import InstanceServicer
+from retinue_kit.client import Peer
 from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.server import Server, Service
 
@@ -132,13 +135,19 @@ class Mesh:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        self.nobody = Peer("nobody", f"unix:{folder}/nobody.sock")
         self.server = self._new_server()
         self._envoy = None
 
     def _new_server(self):
         edge = Service(edge_service_pb2_grpc.add_EdgeServiceServicer_to_server, self.edge, envoy_filters.EDGE_SERVICE)
         traces = Service(trace_service_pb2_grpc.add_TraceServiceServicer_to_server, self.traces, "traces")
-        return Server(f"unix:{self.folder}/gateway.sock", [edge, traces])
+        instances = Service(
+            add_InstanceServiceServicer_to_server,
+            InstanceServicer(self.nobody, self.nobody),
+            envoy_filters.INSTANCE_SERVICE,
+        )
+        return Server(f"unix:{self.folder}/gateway.sock", [edge, traces, instances])
 
     async def restart_server(self):
         self.server = self._new_server()
@@ -164,6 +173,7 @@ class Mesh:
             await asyncio.to_thread(self._envoy.wait, 10)
         self._http.close()
         await self.server.drain(0)
+        await self.nobody.close()
 
     def token(self, ttl_s=60, **claims):
         """Sign a token as the directory does."""

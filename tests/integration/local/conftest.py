@@ -60,7 +60,8 @@ class Supervisor:
         self.state = state
         self._log = folder / f"supervisor-{state.name}.out"
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("RETINUE_", "OPENAI_"))}
-        environ = {**clean, "RETINUE_MODEL_BASE_URL": "http://127.0.0.1:1/v1", "RETINUE_MODEL": "none", **environ}
+        model = {"RETINUE_MODEL_BASE_URL": "http://127.0.0.1:1/v1", "RETINUE_MODEL": "none"}
+        environ = {**clean, **model, "RUNTIMES": "light", **environ}
         command = [*under, sys.executable, "-c", PROGRAM, state, str(port), names]
         with self._log.open("wb") as output:
             self.process = subprocess.Popen(command, env=environ, stdout=output, stderr=output)

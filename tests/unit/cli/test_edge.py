@@ -76,6 +76,11 @@ def test_a_stream_that_is_cut_is_taken_up_after_its_last_event() -> None:
     assert server.pauses == []
 
 
+def test_comments_that_break_a_silence_are_no_events() -> None:
+    server = Server(stream(frame("1", "run.started") + ": still here\n\n" + frame("2", "run.succeeded")))
+    assert [event["type"] for event in server.edge().send("me", "hello")] == ["run.started", "run.succeeded"]
+
+
 def test_a_message_without_an_answer_is_sent_again_with_the_same_key() -> None:
     away = httpx.ConnectError("refused")
     server = Server(away, error(503, "not now"), stream(frame("1-1", "run.succeeded")))

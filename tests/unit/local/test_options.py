@@ -31,7 +31,8 @@ def certify(cert, key, encryption=NO_PASSWORD):
 
 def test_defaults_need_nothing_set():
     found = options.build({"HOME": "/home/anna"})
-    assert (found.host, found.port, found.runtimes, found.sample_percent) == ("127.0.0.1", 8080, "light", 100.0)
+    assert (found.host, found.port, found.sample_percent) == ("127.0.0.1", 8080, 100.0)
+    assert found.runtimes == "openclaw,light"
     assert 1 <= found.workers <= 2
     assert found.model is None
 
@@ -56,10 +57,12 @@ def test_other_numbers_are_checked_too():
 
 
 @pytest.mark.parametrize("name", ["RUNTIMES", "RETINUE_RUNTIMES"])
-def test_only_the_light_runtime_is_there(name):
-    assert options.build({name: "light"}).runtimes == "light"
-    for text in ("openclaw", "light,openclaw", "nonsense", ","):
-        assert "this version has the light runtime only" in refused({name: text})
+def test_runtimes_are_named_in_the_order_that_they_are_fallen_back_to(name):
+    for text in ("light", "openclaw", "light,openclaw"):
+        assert options.build({name: text}).runtimes == text
+    assert options.build({name: " light, openclaw ,light"}).runtimes == "light,openclaw"
+    for text in ("nonsense", "light,nonsense", ","):
+        assert "this version has openclaw and light" in refused({name: text})
 
 
 def test_plain_http_is_for_loopback_only():

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 from retinue_local import model_choice, options, paths, plan
+from retinue_local.openclaw import Installed
 from retinue_local.postgres import Home
+from retinue_local.runtimes import Runtimes
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def ground():
     }
     made = options.build(environ, state_dir=Path("/s"), workers=2)
     home = Home(Path("/s/postgres/data"), Path("/s/postgres/run"), Path("/programs"), None)
-    return plan.Ground(made, paths.of_state(Path("/s")), home, made.model, 8080, 0)
+    return plan.Ground(made, paths.of_state(Path("/s")), home, made.model, 8080, 0, Runtimes("light"))
 
 
 def test_each_process_stands_after_what_it_needs(ground):
@@ -80,3 +82,17 @@ def test_the_courier_has_no_right_but_on_the_outbox_and_shares_the_routers_keys(
     assert "RETINUE_SWEEP_DSN" not in courier
     assert courier["RETINUE_SEALING_KEYS_FILE"] == router["RETINUE_SEALING_KEYS_FILE"] == "/s/sealing-keys"
     assert "RETINUE_SEALING_KEYS_FILE" not in plan.service_environ(ground, "worker-1")
+
+
+def test_the_adapter_alone_is_told_where_openclaw_is_and_all_are_told_what_is_on(ground):
+    installed = Installed(Path("/s/openclaw/1-a"), "1")
+    on = ground._replace(runtimes=Runtimes("openclaw,light", installed))
+    for item in plan.make(on):
+        if item.name in plan.SERVICES:
+            assert item.environ["RETINUE_RUNTIMES"] == "openclaw,light"
+        told = item.name == "runtime-adapter"
+        assert (item.environ.get("RETINUE_OPENCLAW_DIR") == "/s/openclaw/1-a") is told
+        assert (item.environ.get("RETINUE_OPENCLAW_STATE_DIR") == "/s/openclaw-instances") is told
+    without = plan.service_environ(ground, "runtime-adapter")
+    assert without["RETINUE_RUNTIMES"] == "light"
+    assert "RETINUE_OPENCLAW_DIR" not in without

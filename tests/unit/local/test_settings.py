@@ -6,6 +6,7 @@ import pytest
 from retinue_kit.config import SettingError
 from retinue_local import options, paths, plan, settings
 from retinue_local.postgres import Home
+from retinue_local.runtimes import Runtimes
 
 ENVIRON = {"RETINUE_MODEL_BASE_URL": "http://127.0.0.1:1/v1", "RETINUE_MODEL": "m"}
 
@@ -13,7 +14,7 @@ ENVIRON = {"RETINUE_MODEL_BASE_URL": "http://127.0.0.1:1/v1", "RETINUE_MODEL": "
 def planned(*overrides, **environ):
     made = options.build({**ENVIRON, **environ}, state_dir=Path("/s"), workers=2, overrides=overrides)
     home = Home(Path("/s/postgres/data"), Path("/s/postgres/run"), Path("/programs"), None)
-    plans = plan.make(plan.Ground(made, paths.of_state(Path("/s")), home, made.model, 8080, 0))
+    plans = plan.make(plan.Ground(made, paths.of_state(Path("/s")), home, made.model, 8080, 0, Runtimes("light")))
     return {item.name: item.environ for item in plans}
 
 

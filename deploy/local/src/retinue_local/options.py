@@ -16,9 +16,11 @@ from retinue_local.settings import Overrides
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
-DEFAULT_RUNTIMES = "light"
-RUNTIMES = ("light",)
+OPENCLAW, LIGHT = "openclaw", "light"
+RUNTIMES = (OPENCLAW, LIGHT)
 """Runtimes that this version has."""
+
+DEFAULT_RUNTIMES = ",".join(RUNTIMES)
 
 WORKERS_MAX = 16
 """Each holds connections to Postgres, which allows 80 in all."""
@@ -148,7 +150,7 @@ def _runtimes(environ: Mapping[str, str], given: str | None) -> str:
     )
     names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not names or any(part not in RUNTIMES for part in names):
-        raise SettingError(f"{name}={text!r} cannot be used: this version has the light runtime only.")
+        raise SettingError(f"{name}={text!r} cannot be used: this version has {' and '.join(RUNTIMES)}.")
     return ",".join(names)
 
 

@@ -44,6 +44,16 @@ class Paths(NamedTuple):
         return self.state / "traces"
 
     @property
+    def openclaw(self) -> Path:
+        """Installed releases of OpenClaw, each with a Node; what is in it can be fetched again."""
+        return self.state / "openclaw"
+
+    @property
+    def openclaw_instances(self) -> Path:
+        """What OpenClaw's gateways write while they run; nothing in it outlives them."""
+        return self.state / "openclaw-instances"
+
+    @property
     def sealing_keys(self) -> Path:
         """The keys that secrets in the database are sealed with."""
         return self.state / "sealing-keys"

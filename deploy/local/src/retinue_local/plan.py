@@ -15,6 +15,7 @@ from retinue_local.model_choice import ModelChoice
 from retinue_local.options import Options
 from retinue_local.paths import Paths
 from retinue_local.postgres import Home
+from retinue_local.runtimes import Runtimes
 from retinue_local.spawning import Account
 
 SERVICES = ("directory", "policy", "portability", "sandbox", "runtime-adapter", "router")
@@ -22,6 +23,9 @@ _STORES = ("postgres", "redis")
 _INHERITED = ("PATH", "LANG", "HOME", "TMPDIR", "TZ", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 _SECRET = "RETINUE_MODEL_API_KEY"
+_DEFAULTS = {"policy": {"RETINUE_CELL_PLANS": "team,enterprise"}}
+"""Where the local deployment differs from the services' own. New tenants are of the plan `pro`: on one machine they
+share a gateway, since each cell takes about a GiB."""
 
 EDGE_STAGE, WORK_STAGE, SERVICE_STAGE, STORE_STAGE = range(4)
 """The order of the end: who lets work in, who does it, who is asked, who keeps it."""
@@ -88,6 +92,7 @@ class Ground(NamedTuple):
     model: ModelChoice
     edge_port: int
     model_port: int
+    runtimes: Runtimes
 
 
 def make(ground: Ground) -> list[Plan]:
@@ -134,7 +139,7 @@ def service_environ(ground: Ground, name: str) -> dict[str, str]:
     """Tell a service where its neighbours are, and pass on what the operator has set."""
     caller, folders = ground.options.environ, ground.paths
     kind = kind_of(name)
-    environ = basic_environ(caller)
+    environ = basic_environ(caller) | _DEFAULTS.get(kind, {})
     environ |= {k: v for k, v in caller.items() if k.startswith(("RETINUE_", "OTEL_")) and k != _SECRET}
     for neighbour in SERVICES:
         environ[f"RETINUE_{neighbour.upper().replace('-', '_')}_ADDRESS"] = folders.address(neighbour)
@@ -145,7 +150,7 @@ def service_environ(ground: Ground, name: str) -> dict[str, str]:
         "RETINUE_REDIS_URL": f"unix://{folders.socket('redis')}",
         "RETINUE_WORKSPACES_DIR": str(folders.workspaces),
         "RETINUE_TRACE_DIR": str(folders.traces),
-        "RETINUE_RUNTIMES": ground.options.runtimes,
+        "RETINUE_RUNTIMES": ground.runtimes.names,
         # Ten small processes: arenas for many threads would only hold memory back.
         "MALLOC_ARENA_MAX": "2",
     }
@@ -153,9 +158,7 @@ def service_environ(ground: Ground, name: str) -> dict[str, str]:
         environ["RETINUE_MODEL_BASE_URL"] = ground.model.base_url or f"http://127.0.0.1:{ground.model_port}/v1"
         environ["RETINUE_MODEL"] = ground.model.model
     if kind == "runtime-adapter":
-        environ |= {k: v for k, v in caller.items() if k.lower() in _PROXIES}
-        if ground.model.api_key:
-            environ[_SECRET] = ground.model.api_key
+        environ |= _adapter_environ(ground)
     if kind in ("directory", "router"):  # each keeps its own schema up to date
         environ["RETINUE_MIGRATE_DSN"] = ground.home.dsn(postgres.SUPERUSER)
     if kind == "directory":
@@ -170,6 +173,19 @@ def service_environ(ground: Ground, name: str) -> dict[str, str]:
     if kind == "gateway":
         environ["RETINUE_ASGI_SOCKET"] = str(folders.socket("gateway-asgi"))
     return environ | settings.environ_of(ground.options.overrides, kind)
+
+
+def _adapter_environ(ground: Ground) -> dict[str, str]:
+    """What it alone is told: the way to models, and where OpenClaw is."""
+    caller = ground.options.environ
+    environ = {k: v for k, v in caller.items() if k.lower() in _PROXIES}
+    if ground.model.api_key:
+        environ[_SECRET] = ground.model.api_key
+    if ground.runtimes.openclaw:
+        environ["RETINUE_OPENCLAW_DIR"] = str(ground.runtimes.openclaw.folder)
+        state = caller.get("RETINUE_OPENCLAW_STATE_DIR") or str(ground.paths.openclaw_instances)
+        environ["RETINUE_OPENCLAW_STATE_DIR"] = state
+    return environ
 
 
 def _service(ground: Ground, name: str, module: str, needs: tuple[str, ...], stage: int = SERVICE_STAGE) -> Plan:

@@ -27,6 +27,8 @@ class MeshStatus(msgspec.Struct, frozen=True):
     """Which model answers, in plain words."""
     model_url: str = ""
     """Its endpoint; empty where it is bundled, or written in a file."""
+    openclaw_missing: str = ""
+    """Why OpenClaw is not on although it is wanted, in one line."""
 
 
 def write(path: Path, status: MeshStatus) -> None:

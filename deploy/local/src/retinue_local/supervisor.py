@@ -10,20 +10,21 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from retinue_kit.config import SettingError
 
-from retinue_local import model_choice, paths, plan, postgres, processes, status
+from retinue_local import model_choice, paths, plan, postgres, processes, runtimes, status
 from retinue_local.control import Control
 from retinue_local.launching import SHARED_MODULES, Launcher
 from retinue_local.options import Options
 from retinue_local.paths import Paths
 from retinue_local.plan import EDGE_STAGE, SERVICE_STAGE, STORE_STAGE, WORK_STAGE, Ground, Plan
 from retinue_local.processes import Process, StartError
+from retinue_local.runtimes import Runtimes
 
 START_TIMEOUT_S = 120.0
 """A first start on a slow machine makes the database and reads everything from disk."""
@@ -42,6 +43,8 @@ HURRY_S = 1.0
 signal both the process and its group."""
 
 _PARENTS = ("uv", "make", "gmake")
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+T = TypeVar("T")
 log = logging.getLogger("retinue_local")
 
 
@@ -65,8 +68,11 @@ class Ready(NamedTuple):
     model: str
     """Which model answers, in plain words."""
     seconds: float
+    """Since what it needs was there."""
+    runtimes: Runtimes
 
 
+OnNote = Callable[[str], None]
 OnProgress = Callable[[Progress], None]
 OnReady = Callable[[Ready], Awaitable[None]]
 
@@ -76,28 +82,48 @@ async def run(
     on_progress: OnProgress,
     on_ready: OnReady,
     make_plans: Callable[[Ground], list[Plan]] = plan.make,
+    on_note: OnNote = lambda _: None,
 ) -> None:
     """Run until SIGTERM, SIGINT, SIGHUP, or the end of the `uv run` or `make` that started this.
 
     Raises SettingError before anything is started, or where a service refuses its settings, and StartError if the mesh
-    does not come up in time; nothing is left running in any case. `on_ready` is awaited once, while the mesh runs.
+    does not come up in time; nothing is left running in any case. `on_note` hears what is fetched before the start.
+    `on_ready` is awaited once, while the mesh runs.
     """
-    began = time.monotonic()
     folders = paths.of_state(options.state_dir)
     paths.make(folders)
     with _locked(folders), _logged(folders):
         try:
+            _free_port(options.host, options.port)
+            known = await _unless_stopped(runtimes.prepare(options, folders, on_note))
+            if known is None:
+                return
+            began = time.monotonic()
             port = _free_port(options.host, options.port)
             model = await model_choice.complete(options.model)
             home = postgres.make_home(folders, options.postgres_user)
             model_port = _free_port("127.0.0.1", 0) if model.is_offline else 0
-            ground = Ground(options, folders, home, model, port, model_port)
+            ground = Ground(options, folders, home, model, port, model_port, known)
             mesh = Mesh(ground, make_plans(ground), on_progress)
             _raise_open_files()
             await mesh.run(began, on_ready)
         finally:
             folders.status.unlink(missing_ok=True)
             paths.remove_run(folders)
+
+
+async def _unless_stopped(work: Coroutine[Any, Any, T]) -> T | None:
+    """Do what comes before the start; None if told to stop meanwhile."""
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await asyncio.wait([task])
+        return None if task.cancelled() else task.result()
+    finally:
+        for number in _STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+        task.cancel()
 
 
 class Mesh:
@@ -124,7 +150,7 @@ class Mesh:
     async def run(self, began: float, on_ready: OnReady) -> None:
         """Start, tell, wait for the end, stop."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in _STOP_SIGNALS:
             loop.add_signal_handler(number, self._told_to_stop)
         failure: Exception | None = None
         async with asyncio.TaskGroup() as group:
@@ -177,6 +203,7 @@ class Mesh:
             state_dir=ground.paths.state,
             model=ground.model.note,
             seconds=time.monotonic() - began,
+            runtimes=ground.runtimes,
         )
         telling = asyncio.ensure_future(on_ready(ready))
         stopped = asyncio.create_task(self._stop.wait())
@@ -221,7 +248,8 @@ class Mesh:
         address = plan.edge_address(self._ground)
         model = self._ground.model
         url = "" if model.base_url == "file" else model.base_url
-        found = status.MeshStatus(os.getpid(), address, entries, model.note, url)
+        missing = self._ground.runtimes.missing
+        found = status.MeshStatus(os.getpid(), address, entries, model.note, url, missing)
         status.write(self._ground.paths.status, found)
         if self._told.get(process.plan.name) != process.health and not self._stop.is_set():
             self._told[process.plan.name] = process.health

@@ -1,0 +1,207 @@
+"""`make bench-openclaw`: turns through the mesh on OpenClaw against OpenClaw driven directly, in one run.
+
+Both sides use a gateway of the same release with the same settings and the same model, and the same client speaks to
+OpenClaw in both. Directly, the gateway asks the model itself; in the mesh it asks through Retinue. Rounds of both take
+turns, so that what else the machine does meets both alike. Read the ratios.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from load import Sample, Target, drive
+from retinue_kit.clock import SystemClock
+from retinue_kit.ids import new_id
+from retinue_local import openclaw
+from retinue_runtime_adapter.config import Settings
+from retinue_runtime_adapter.openclaw import keys, tool_policy
+from retinue_runtime_adapter.openclaw.backends.process import ProcessBackend
+from retinue_runtime_adapter.openclaw.gateway import WebSocketGateway
+from retinue_runtime_adapter.openclaw.gateway_config import Agent, openclaw_json
+from retinue_runtime_adapter.openclaw.ports import InstanceSpec, Isolation, RunCall
+from turns import RETINUE, row, show
+
+HOME = Path(__file__).resolve().parents[2] / ".build" / "openclaw"
+SAY = "#tokens=20"
+START_TIMEOUT_S = 180.0
+READY_TIMEOUT_S = 180.0
+TURN_TIMEOUT_S = 120.0
+TOKEN = "bench"
+
+
+class Direct:
+    """A gateway of its own, and a client that holds a conversation in it."""
+
+    def __init__(self, folder: Path, claw: Path, model: str) -> None:
+        settings = Settings(address="", openclaw_dir=str(claw), openclaw_state_dir=str(folder / "instances"))
+        self._backend = ProcessBackend(settings)
+        self._folder = folder
+        self._model = model
+        self._agents = [keys.agent_id(new_id("ten")) for _ in range(16)]
+
+    async def start(self) -> None:
+        """Begin the gateway and connect."""
+        await self._backend.prepare()
+        policy = tool_policy.policy(str(tool_policy.PLUGIN_DIR), "", "")
+        agents = [Agent(agent, self._model, "none") for agent in self._agents]
+
+        def config(_host: str, port: int) -> bytes:
+            return openclaw_json(port=port, token=TOKEN, proxy_base_url=self._model, policy=policy, agents=agents)
+
+        settings, name = Settings(address=""), new_id("ins")
+        spec = InstanceSpec(
+            name, Isolation.SHARED, str(self._folder / "instances" / name), config, settings.openclaw_heap_mib,
+            settings.openclaw_memory_mib,
+        )  # fmt: skip
+        process = await self._backend.begin(spec)
+        self._gateway = WebSocketGateway(process.address, TOKEN, SystemClock())
+        await self._gateway.start(START_TIMEOUT_S)
+
+    async def turn(self, client: int, sample: Sample) -> None:
+        """One turn of a client's conversation."""
+        agent = self._agents[client % len(self._agents)]
+        call = RunCall(new_id("run"), agent, f"agent:{agent}:retinue:bench:direct:c{client}", SAY, "", TURN_TIMEOUT_S)
+        began, first = time.perf_counter(), 0.0
+        async for frame in self._gateway.run(call):
+            if not first and frame.body.get("stream") == "assistant":
+                first = time.perf_counter()
+        sample.first_ms.append(((first or time.perf_counter()) - began) * 1000)
+        sample.whole_ms.append((time.perf_counter() - began) * 1000)
+
+    async def drive(self, clients: int, seconds: float) -> Sample:
+        """Let clients send turn after turn for so many seconds."""
+        sample = Sample()
+
+        async def go(client: int) -> None:
+            while time.perf_counter() < until:
+                await self.turn(client, sample)
+
+        began = time.perf_counter()
+        until = began + seconds
+        await asyncio.gather(*(go(client) for client in range(clients)))
+        sample.wall_s = time.perf_counter() - began
+        return sample
+
+    async def close(self) -> None:
+        """End the gateway."""
+        await self._gateway.close()
+        await self._backend.close()
+
+
+def run(state: Path, *arguments: str, check: bool = True, **environ: str) -> str:
+    """Run the `retinue` command; answers what it printed."""
+    done = subprocess.run(
+        [*RETINUE, *arguments, "--state-dir", str(state)],
+        env={**os.environ, **environ}, check=check, capture_output=True, text=True,
+    )  # fmt: skip
+    return done.stdout
+
+
+def ready(state: Path, count: int) -> None:
+    """Wait until so many shared gateways serve."""
+    end = time.monotonic() + READY_TIMEOUT_S
+    while True:
+        found = json.loads(run(state, "instances", "--json"))
+        if sum(one["state"] == "ready" for one in found) >= count:
+            return
+        if time.monotonic() > end:
+            raise SystemExit(f"the gateways did not come up: {found}")
+        time.sleep(0.5)
+
+
+def target(address: str, token: str, contact: str) -> Target:
+    """A turn through Envoy, streamed."""
+    body = json.dumps({"text": SAY}).encode()
+    url = f"{address}/v1/contacts/{contact}/messages:stream"
+    headers = {"authorization": f"Bearer {token}"}
+    return Target(url, headers, body, b"event: assistant.delta", b"event: run.succeeded")
+
+
+async def measure(args: argparse.Namespace, folder: Path, model: str) -> list[dict[str, object]]:
+    """Rounds of both sides in turn, added up by side and number of clients."""
+    claw = (await openclaw.get(os.environ, HOME, print)).folder
+    state, address = folder / "state", f"http://127.0.0.1:{args.port}"
+    settings = {
+        "RUNTIMES": "openclaw,light",
+        "RETINUE_OPENCLAW_DIR": str(claw),
+        "RETINUE_MODEL_BASE_URL": model,
+        "RETINUE_MODEL": "offline",
+    }
+    direct = Direct(folder, claw, model)
+    try:
+        up = (
+            "up",
+            "--detach",
+            "--port",
+            str(args.port),
+            "--set",
+            f"runtime-adapter.openclaw_shared_count={args.gateways}",
+        )
+        await asyncio.to_thread(run, state, *up, **settings)
+        await direct.start()
+        await asyncio.to_thread(ready, state, args.gateways)
+        tokens = []
+        for number in range(max(args.clients)):
+            tokens.append(
+                await asyncio.to_thread(lambda n=number: run(state, "token", "--tenant", f"bench-{n}").strip())
+            )
+            await asyncio.to_thread(lambda n=number: run(state, "tenant", f"bench-{n}", "--plan", "free"))
+        rows = []
+        for clients in args.clients:
+            targets = [target(address, token, f"bench-{clients}") for token in tokens[:clients]]
+            await direct.drive(clients, 0.1)  # each agent's first turn
+            await drive(targets, 0.1)
+            sides = {"direct": Sample(), "mesh": Sample()}
+            for _ in range(args.rounds):
+                for side, sample in (
+                    ("direct", await direct.drive(clients, args.seconds)),
+                    ("mesh", await drive(targets, args.seconds, warm=0)),
+                ):
+                    sides[side].first_ms += sample.first_ms
+                    sides[side].whole_ms += sample.whole_ms
+                    sides[side].failed += sample.failed
+                    sides[side].wall_s += sample.wall_s
+            rows += [row(side, clients, sample) for side, sample in sides.items()]
+        return rows
+    finally:
+        await direct.close()
+        await asyncio.to_thread(run, state, "down", check=False)
+
+
+def main() -> None:
+    """Start the model, both sides, measure, stop everything."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument(
+        "--gateways", type=int, default=1, help="shared gateways of the mesh; directly it is always one"
+    )
+    parser.add_argument("--port", type=int, default=18082)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="retinue-bench-") as folder:
+        model = subprocess.Popen(
+            [sys.executable, "-m", "retinue_local.offline_model", "--port", "0"], stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert model.stdout is not None
+            port = model.stdout.readline().strip()
+            rows = asyncio.run(measure(args, Path(folder), f"http://127.0.0.1:{port}/v1"))
+        finally:
+            model.terminate()
+            model.wait(10)
+    show(rows)
+    for one, other in zip(rows[::2], rows[1::2], strict=True):
+        added = float(str(other["first_p50_ms"])) - float(str(one["first_p50_ms"]))
+        share = float(str(other["turns_per_s"])) / float(str(one["turns_per_s"]))
+        print(f"{one['clients']:>3} clients: first token {added:+.1f} ms (p50), {share:.2f} x the turns of direct")
+
+
+if __name__ == "__main__":
+    main()
