@@ -1,7 +1,7 @@
 # Needs Python 3.11 or newer, make and a shell. Everything else is fetched into .venv and .build on first use.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up test chaos check gen fmt bench release-contract clean prepare
+.PHONY: help up test openclaw chaos check gen fmt bench bench-openclaw release-contract clean prepare
 
 PORT ?= $(or $(RETINUE_PORT),8080)
 STATE_DIR ?= $(or $(RETINUE_STATE_DIR),.retinue)
@@ -18,8 +18,8 @@ FAST := $(wildcard tests/tidy tests/unit tests/contract tests/integration)
 WHOLE := $(wildcard tests/e2e tests/chaos)
 # Each has a mesh of its own, and mostly waits. The tests of a file share what they start.
 WHOLE_PROCESSES := 2
-# Gateways of the real OpenClaw take a core each to start: one after another, when nothing else runs.
-CLAWED := $(wildcard tests/contract tests/integration tests/e2e)
+# Gateways of the real OpenClaw take a core to start and for each agent's first turn: what must hold of it runs last.
+CLAWED := tests/contract/test_adapter_conformance.py tests/contract/test_openclaw_isolation.py tests/e2e/test_openclaw.py
 OPENCLAW := .build/openclaw
 # buf keeps a cache, and the home folder may not be writable.
 export BUF_CACHE_DIR := $(CURDIR)/.build/buf
@@ -37,8 +37,12 @@ else
 	@$(BIN)/python -m retinue_local.openclaw $(OPENCLAW) >/dev/null || echo "Tests that need OpenClaw are skipped." >&2
 	@$(BIN)/python -m pytest -m "not openclaw" --numprocesses auto --maxprocesses $(TEST_PROCESSES_MAX) $(FAST)
 	@$(if $(WHOLE),$(BIN)/python -m pytest -m "not openclaw" --numprocesses $(WHOLE_PROCESSES) --dist loadfile $(WHOLE))
-	@$(if $(CLAWED),$(BIN)/python -m pytest -m openclaw $(CLAWED))
+	@$(BIN)/python -m pytest -m "openclaw and not long" --numprocesses $(WHOLE_PROCESSES) --dist loadfile $(CLAWED)
 endif
+
+openclaw: prepare ## run every test that needs the real OpenClaw, those that take minutes too
+	@$(BIN)/python -m retinue_local.openclaw $(OPENCLAW) >/dev/null
+	@$(BIN)/python -m pytest -m openclaw $(ARGS) tests/contract tests/integration tests/e2e
 
 chaos: prepare ## kill everything everywhere, for half an hour, and judge; ARGS="--seeds 5 --partial", ARGS="--seed 7"
 	@PYTHONPATH=tests/chaos:tests/plugins:tests/fakes $(BIN)/python -m harness $(ARGS)
@@ -64,6 +68,9 @@ fmt: prepare ## format everything in place
 bench: prepare ## measure the mesh against the bare model; prints a table, writes bench-results.json
 	@$(BIN)/python tests/bench/turns.py $(ARGS)
 	@$(BIN)/python tests/bench/fairness.py
+
+bench-openclaw: prepare ## measure the mesh on OpenClaw against OpenClaw driven directly; prints a table
+	@$(BIN)/python tests/bench/openclaw.py $(ARGS)
 
 release-contract: prepare ## make the contract as it is the one that later changes must not break
 	@$(BIN)/buf build proto --exclude-source-info --output proto/released.binpb

@@ -12,9 +12,11 @@ import pytest_asyncio
 from retinue_kit.spans import read_trace
 from whole_mesh import connect, parse_sse, running
 
-TENANTS = 20
-FIRST_TURN_TIMEOUT_S = 120
+FIRST_TURN_TIMEOUT_S = 300
+"""First turns of agents are had one after the other, some seconds each."""
+
 CELL_PLAN = "team"
+PARTS = {"envoy", "gateway", "router", "worker", "policy", "runtime-adapter"}
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,11 @@ def mesh(model_url, openclaw_dir):
     settings = {"RUNTIMES": "openclaw,light", "RETINUE_OPENCLAW_DIR": str(openclaw_dir)}
     with running(model_url, *more, **settings) as own:
         yield own
+        pids = {process.pid for process in gateways(own).values()}
+        own.down()
+        assert pids
+        assert not [pid for pid in pids if psutil.pid_exists(pid)], "gateways outlive their mesh"
+        assert not list((own.state / "openclaw-instances").glob("ins_*"))
 
 
 @pytest_asyncio.fixture
@@ -68,10 +75,8 @@ def two_ready(mesh, eventually):
 
     async def wait():
         def ready():
-            states = [
-                i["instance"]["state"] for i in instances(mesh).values() if i["instance"]["isolation"] == "shared"
-            ]
-            return states == ["ready", "ready"]
+            shared = [one for one in instances(mesh).values() if one["isolation"] == "shared"]
+            return sum(one["state"] == "ready" for one in shared) == 2
 
         await eventually(ready, 90)
 
@@ -134,8 +139,8 @@ async def test_a_worker_that_dies_leaves_a_run_that_the_next_one_joins(mesh, cli
         for name in [name for name in mesh.processes() if name.startswith("worker")]:
             mesh.kill(name)
         ended = (await client.post(f"/v1/runs/{run}:wait", params={"timeout": "60s"})).json()["run"]
-        assert (ended["state"], ended["attempt"]) == ("succeeded", 2)
         assert ended["output"]["text"] == " ".join(f"t{n}" for n in range(60))
+        assert ended["attempt_count"] == 2
         assert (await model.get("/_stats")).json()["requests"] == before + 1, "the model was not asked again"
 
 
@@ -148,21 +153,23 @@ async def test_a_gateway_killed_in_the_middle_ends_no_run_and_is_replaced(mesh, 
     await eventually(lambda: instances(mesh)[mine]["running_count"] >= 1, 30)
     gateways(mesh)[mine].send_signal(signal.SIGKILL)
     ended = (await client.post(f"/v1/runs/{run}:wait", params={"timeout": "60s"})).json()["run"]
-    assert (ended["state"], ended["attempt"]) == ("succeeded", 2)
+    assert ended["output"]["text"] == " ".join(f"t{n}" for n in range(40))
+    assert ended["attempt_count"] == 2
     await two_ready()
-    assert mine not in instances(mesh)
+    assert instances(mesh).get(mine, {"state": "error"})["state"] == "error"
 
 
-async def test_twenty_tenants_at_once_hear_only_their_own(mesh, two_ready, model_url):
+@pytest.mark.parametrize("count", [4, pytest.param(20, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
+async def test_tenants_who_speak_at_once_hear_only_their_own(mesh, two_ready, model_url, count):
     await two_ready()
-    words = {f"team-{number}": f"secret-{os.urandom(8).hex()}" for number in range(TENANTS)}
+    words = {f"team-{count}-{number}": f"secret-{os.urandom(8).hex()}" for number in range(count)}
 
     async def chat(tenant):
         async with connect(mesh, mesh.token(tenant)) as own:
             own.timeout = FIRST_TURN_TIMEOUT_S
             first = await told(own, "anna", f"#echo=I am {words[tenant]}")
             second = await told(own, "anna", "#recall")
-            assert runtime_of(first) == "openclaw"
+            assert (runtime_of(first), first[-1]["event"]) == ("openclaw", "run.succeeded"), first[-1]
             events = (await own.get("/v1/contacts/anna/thread")).text
             return tenant, said(first), said(second), json.dumps([first, second]) + events
 
@@ -178,6 +185,8 @@ async def test_twenty_tenants_at_once_hear_only_their_own(mesh, two_ready, model
             assert sum(word in json.dumps(request["body"]) for word in words.values()) <= 1
 
 
+@pytest.mark.long
+@pytest.mark.timeout(300)
 async def test_a_tenants_cell_is_never_given_to_another(mesh, eventually):
     tokens = {}
     for name in ("cell-a", "cell-b"):
@@ -203,16 +212,8 @@ async def test_one_trace_leads_from_the_client_through_openclaw_to_the_model(mes
 
     def whole():
         spans = read_trace(mesh.state / "traces", response.headers["x-trace-id"])
-        return {"openclaw.run", "model_call"} <= {span.name for span in spans} and spans
+        named, parts = {span.name for span in spans}, {span.service for span in spans}
+        return {"openclaw.run", "model_call"} <= named and parts >= PARTS and spans
 
     spans = await eventually(whole)
-    assert {"envoy", "gateway", "router", "worker", "policy", "runtime-adapter"} <= {span.service for span in spans}
     assert "secret-word" not in json.dumps([str(span) for span in spans])
-
-
-async def test_nothing_is_left_when_the_mesh_goes(mesh):
-    pids = {process.pid for process in gateways(mesh).values()}
-    assert pids
-    mesh.down()
-    assert not [pid for pid in pids if psutil.pid_exists(pid)]
-    assert not list((mesh.state / "openclaw-instances").glob("ins_*"))

@@ -19,6 +19,7 @@ ASKED_LATE = {"openclaw", "real"}
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "openclaw: needs the real OpenClaw; set by itself, `make test` runs them last")
+    config.addinivalue_line("markers", "long: takes minutes; only `make openclaw` runs it")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -247,13 +247,22 @@ async def test_an_agent_that_is_asked_for_without_a_run_is_warmed_up() -> None:
         assert world.pool.instance_of("ten_3").tenant_ids == ["ten_3"]
 
 
-async def test_a_run_does_not_wait_for_a_warm_up_that_it_can_be_itself() -> None:
-    async with running() as world:
-        places = await asyncio.gather(*(begin(world, f"ten_{number}") for number in range(4)))
-        await settle()
-        gateway = world.gateway(places[0].instance_id)
-        cold = {place.agent_id for place in places[instance.SPARE_COUNT :]}
-        assert not cold & {call.agent_id for call in gateway.runs}
+async def test_agents_have_their_first_turns_one_after_the_other_and_before_any_run() -> None:
+    world = World()
+    held = world.hold("run")
+    await world.pool.start()
+    await settle()
+    tasks = [begin(world, f"ten_{number}") for number in range(4)]
+    await settle()
+    (gateway,) = world.gateways.values()
+    assert len(gateway.runs) == 1, "side by side they would take many times as long"
+    assert not any(task.done() for task in tasks)
+    held.set()
+    places = await asyncio.gather(*tasks)
+    turns = [call.agent_id for call in gateway.runs]
+    assert {place.agent_id for place in places} <= set(turns)
+    assert len(turns) == len(set(turns))
+    await world.pool.close()
 
 
 async def test_a_tenant_that_takes_an_agent_which_is_being_warmed_up_waits_for_it() -> None:
@@ -263,7 +272,7 @@ async def test_a_tenant_that_takes_an_agent_which_is_being_warmed_up_waits_for_i
     await settle()
     tasks = [begin(world, f"ten_{number}") for number in range(instance.SPARE_COUNT)]
     await settle()
-    assert [task.done() for task in tasks].count(False) == 1, "the other one needs no warm-up any more"
+    assert not any(task.done() for task in tasks)
     held.set()
     await asyncio.gather(*tasks)
     for number, task in enumerate(tasks):

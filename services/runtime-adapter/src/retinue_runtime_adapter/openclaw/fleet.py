@@ -154,10 +154,16 @@ class Fleet:
         self.why_not = why.rstrip(".")
         log.warning("no gateway could be started", detail=why, failures=self._failures, again_s=pause_s)
 
-    def give_up(self, instance: GatewayInstance, trouble: Trouble, detail: str = "") -> None:
-        """Serve nobody there any more, and end it in the background. `detail` is for operators alone."""
+    def give_up(self, instance: GatewayInstance, trouble: Trouble, detail: str = "", *, is_loss: bool = True) -> None:
+        """Serve nobody there any more, and end it in the background. `detail` is for operators alone.
+
+        A loss is listed for a while; what is ended because nobody needs it is not.
+        """
         instance.lose(trouble, detail)
-        self._failed_at[instance.instance_id] = self._clock.monotonic()
+        if is_loss:
+            self._failed_at[instance.instance_id] = self._clock.monotonic()
+        else:
+            self._instances.pop(instance.instance_id, None)
         self._spawn(instance.end(GRACE_S))
         self.kick.set()
 

@@ -153,7 +153,7 @@ class GatewayInstance:
 
     def _is_busy(self) -> bool:
         return self.admission.is_full or any(
-            seat.pins and not seat.ready.is_set() for seat in self.seats.of_tenant.values()
+            seat.pins and not (seat.ready.is_set() and seat.is_warm) for seat in self.seats.of_tenant.values()
         )
 
     # --- what it is -------------------------------------------------------------------------------------------------
@@ -326,6 +326,8 @@ class GatewayInstance:
             await seat.ready.wait()
             if seat.trouble is not None:
                 raise LostError(seat.trouble)
+            assert self._gateway is not None
+            await self.seats.warm(self._gateway, seat)
             await self.admission.enter(seat.tenant_id)
         except BaseException as error:
             self.seats.unpin(seat)

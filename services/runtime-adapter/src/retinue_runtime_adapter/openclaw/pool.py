@@ -251,8 +251,8 @@ class InstancePool(Pool):
             self._give_up(instance, "The tenant's cell was ended.")
         # else the watch ends it once its runs are over, as it is nobody's any more
 
-    def _give_up(self, instance: GatewayInstance, why: str, detail: str = "") -> None:
-        self._fleet.give_up(instance, unavailable(why), detail)
+    def _give_up(self, instance: GatewayInstance, why: str, detail: str = "", *, is_loss: bool = False) -> None:
+        self._fleet.give_up(instance, unavailable(why), detail, is_loss=is_loss)
         for tenant_id in [tenant_id for tenant_id, one in self._assigned.items() if one is instance]:
             del self._assigned[tenant_id]
 
@@ -285,7 +285,7 @@ class InstancePool(Pool):
             elif finding is not Finding.WELL and instance.is_open:
                 metrics.restarts.labels(finding.value).inc()
                 log.warning("gateway given up", instance_id=instance.instance_id, detail=instance.detail)
-                self._give_up(instance, _LOST[finding], instance.detail)
+                self._give_up(instance, _LOST[finding], instance.detail, is_loss=True)
         for instance in self._fleet.open():
             self._tidy(instance)
         self._assigned = {tenant_id: one for tenant_id, one in self._assigned.items() if one.is_open}

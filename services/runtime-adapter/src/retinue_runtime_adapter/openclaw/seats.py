@@ -77,6 +77,7 @@ class Seats:
         self._unwanted: deque[Seat] = deque()
         self._kick = asyncio.Event()
         self._kick_warm = asyncio.Event()
+        self._first_turns = asyncio.Lock()
         self._hash = ""
         self._closed: Trouble | None = None
         self.is_busy: Callable[[], bool] = lambda: False
@@ -141,9 +142,8 @@ class Seats:
         return True
 
     def pin(self, seat: Seat) -> None:
-        """A run is to go there: it is its own warm-up, if there was none."""
+        """A run is to go there."""
         seat.pins += 1
-        seat.is_warm = True
 
     def unpin(self, seat: Seat) -> None:
         """A run in it is over, or waits no more."""
@@ -226,7 +226,17 @@ class Seats:
                 cold = [seat for seat in [*self._spare, *self.of_tenant.values()] if self._is_cold(seat)]
                 if not cold:
                     break
-                await self._warm(gateway, cold[0])
+                await self.warm(gateway, cold[0])
+
+    async def warm(self, gateway: Gateway, seat: Seat) -> None:
+        """Let an agent have its first turn, if it had none. First turns side by side take a gateway many times as long
+        as one after the other (measured: ten in half a minute, or none in a whole one).
+        """
+        if seat.is_warm:
+            return
+        async with self._first_turns:
+            if not seat.is_warm and not seat.is_gone:
+                await self._warm(gateway, seat)
 
     def nudge(self) -> None:
         """Look again whether there is something to be done in advance."""
