@@ -50,6 +50,7 @@ KEPT: dict[Reason, str] = {
             Reason.WEBHOOK_NOT_FOUND,
             Reason.DELIVERY_NOT_FOUND,
             Reason.DEAD_LETTER_NOT_FOUND,
+            Reason.INSTANCE_NOT_FOUND,
         ),
         "What it is about is not there.",
     ),
