@@ -59,6 +59,7 @@ class PretendGateway:
         self.changes: list[str] = []
         self.runs: list[RunCall] = []
         self.is_closed = False
+        self.is_lost = False
 
     async def start(self, timeout_s: float) -> None:
         await self.world.gate("start")

@@ -189,15 +189,18 @@ async def test_what_a_model_thinks_is_heard_and_not_passed_on(proxy: Proxy, text
     assert "".join(heard) == "two words"
 
 
-async def test_a_call_is_the_runs_of_its_trace_else_the_latest_of_its_tenant(proxy: Proxy) -> None:
+async def test_a_call_is_the_runs_of_its_trace_else_the_tenants_only_ones(proxy: Proxy) -> None:
     with proxy.run(trace_id=TRACE_1) as one, proxy.run(trace_id=TRACE_2) as two:
         await proxy.ask("#tokens=1", trace=TRACE_1)
         assert (one.calls, two.calls) == (1, 0)
         await proxy.ask("#tokens=1", trace=TRACE_2)
         assert (one.calls, two.calls) == (1, 1)
+        assert (await proxy.ask("#tokens=1", trace=TRACE_3)).error["code"] == "no_run", "no guess between two"
+        assert (one.calls, two.calls) == (1, 1)
+    with proxy.run(trace_id=TRACE_1) as one:
         await proxy.ask("#tokens=1", trace=TRACE_3)
         await proxy.ask("#tokens=1")
-        assert (one.calls, two.calls) == (1, 3)
+        assert one.calls == 2
 
 
 async def test_another_tenants_trace_is_nothing_to_a_tenant(proxy: Proxy) -> None:

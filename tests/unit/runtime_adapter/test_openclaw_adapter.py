@@ -277,3 +277,45 @@ async def test_tools_are_called_for_the_run_that_is_under_way_and_for_none_after
     gateway.gate.set()
     assert [batch async for batch in stream]
     assert active == {}
+
+
+async def test_tools_of_a_run_that_is_joined_are_called_under_the_later_attempts_token(adapter, gateway, active):
+    gateway.script = [assistant("a"), None, final("a")]
+    first = adapter.invoke(request(fencing_token=7))
+    await anext(first)
+    second = adapter.invoke(request(attempt=2, fencing_token=9))
+    await anext(second)
+    assert [identity.fencing_token for identity in active.values()] == [9]
+    gateway.gate.set()
+    assert [batch async for batch in second]
+    await first.aclose()
+
+
+async def test_a_gateway_that_is_lost_with_a_run_names_no_time_to_come_again(adapter, gateway, pool):
+    gateway.script = [Trouble(Reason.RUNTIME_UNAVAILABLE, "The connection is lost.", retry_after_s=1.0)]
+    last = (await events_of(adapter, request()))[-1]
+    assert "RUNTIME_UNAVAILABLE" in str(last.failed.error)
+    assert "RetryInfo" not in str(last.failed.error), "its attempt counts: it may be what the gateway died of"
+    pool.trouble = Trouble(Reason.RUNTIME_UNAVAILABLE, "No gateway is free.", retry_after_s=2.0)
+    last = (await events_of(adapter, request(run_id="run_2")))[-1]
+    assert "RetryInfo" in str(last.failed.error)
+
+
+async def test_runs_have_traces_of_their_own_in_the_gateway(adapter, gateway, proxy):
+    gateway.script = [assistant("a"), final("a")]
+    for number in range(2):
+        await events_of(adapter, request(run_id=f"run_{number}"))
+    traces = [call.traceparent.split("-")[1] for call in gateway.calls]
+    assert len(set(traces)) == 2
+    assert traces == [given["trace_id"] for given in proxy.runs]
+
+
+async def test_reasoning_without_end_is_too_much_output(adapter, gateway, proxy):
+    gateway.script = [assistant("a"), None, final("a")]
+    stream = adapter.invoke(request(reasoning=True, output_size_bytes=100))
+    await anext(stream)
+    for _ in range(3):
+        proxy.runs[0]["on_reasoning"]("x" * 50)
+    events = [event async for batch in stream for event in batch]
+    assert "OUTPUT_TOO_LARGE" in str(events[-1].failed.error)
+    assert sum(len(event.reasoning_delta.text) for event in events) == 100

@@ -56,8 +56,8 @@ async def test_cells_only_need_no_gateway_to_be_available() -> None:
     async with running(openclaw_shared_count=0) as world:
         assert world.pool.status() == (True, "openclaw 1, 0 shared gateways, 0 cells")
         await visit(world, "ten_a", CELL)
-        with pytest.raises(Trouble):
-            await visit(world, "ten_a", SHARED)
+        await visit(world, "ten_b", SHARED)
+        assert world.pool.instance_of("ten_b").isolation == "cell", "there is nothing else here"
 
 
 async def test_a_gateway_that_does_not_start_is_tried_again_after_ever_longer_pauses() -> None:

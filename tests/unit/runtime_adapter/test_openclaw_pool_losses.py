@@ -102,6 +102,17 @@ async def test_a_gateway_that_is_silent_for_a_while_is_kept_and_one_that_hangs_i
         assert ids(world, SHARED, "error") == [name]
 
 
+async def test_a_gateway_that_serves_but_cannot_be_spoken_to_any_more_is_replaced() -> None:
+    async with running() as world:
+        await visit(world, "ten_a")
+        lost = world.pool.instance_of("ten_a").instance_id
+        world.gateway(lost).is_lost = True
+        await world.pool.watch()
+        await settle()
+        await visit(world, "ten_a")
+        assert world.pool.instance_of("ten_a").instance_id != lost
+
+
 async def test_a_gateway_that_takes_too_much_memory_goes_when_its_successor_serves_and_its_runs_are_over() -> None:
     async with running(openclaw_memory_mib=1000) as world:
         started = world.hold("start")

@@ -5,12 +5,26 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
-from retinue_kit.config import SettingError
+from retinue_kit.config import SettingError, check_bounds
 
 from retinue_runtime_adapter.domain.models import Catalogue, CatalogueError, Model
 
 RUNTIMES = ("openclaw", "light")
 """Runtimes that this build can drive."""
+
+
+BOUNDS = {
+    "openclaw_shared_count": (0, 100),
+    "openclaw_warm_cell_count": (0, 1000),
+    "openclaw_cell_count_max": (0, 1000),
+    "openclaw_run_count": (1, 32),
+    "openclaw_waiting_count": (0, 10_000),
+    "openclaw_idle_s": (1, 604_800),
+    "openclaw_heap_mib": (256, 65_536),
+    "openclaw_memory_mib": (512, 1_048_576),
+    "openclaw_orphan_s": (0, 600),
+}
+"""The least and the most of a number."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +140,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     openclaw_kubernetes_account_dir: str = "/var/run/secrets/kubernetes.io/serviceaccount"
     """Folder with the service account's `token`, `ca.crt` and `namespace`."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, BOUNDS)
 
 
 PRICE_MAX = 1_000_000.0

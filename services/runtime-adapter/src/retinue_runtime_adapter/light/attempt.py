@@ -22,11 +22,11 @@ class Attempt:
     def __init__(self, time_s: float) -> None:
         self._end = asyncio.get_running_loop().time() + time_s
         self._scope: asyncio.Timeout | None = None
-        self._aborted = False
+        self._aborted: Trouble | None = None
 
-    def abort(self) -> None:
-        """End the present wait, or the next one."""
-        self._aborted = True
+    def abort(self, trouble: Trouble | None = None) -> None:
+        """End the present wait, or the next one, with a trouble; the first one counts, and none is an abort."""
+        self._aborted = self._aborted or trouble or troubles.aborted()
         if self._scope is not None and not self._scope.expired():
             self._scope.reschedule(0)
 
@@ -37,14 +37,14 @@ class Attempt:
     async def wait(self, step: Callable[[], Awaitable[T]], timeout_s: float) -> T:
         """Wait for a step. Raises Trouble: aborted, RUN_TIMEOUT, or MODEL_TIMEOUT if the step took too long."""
         if self._aborted:
-            raise troubles.aborted()
+            raise self._aborted
         own_end = asyncio.get_running_loop().time() + timeout_s
         try:
             async with asyncio.timeout_at(min(own_end, self._end)) as self._scope:
                 return await step()
         except TimeoutError:
             if self._aborted:
-                raise troubles.aborted() from None
+                raise self._aborted from None
             if self._scope is not None and self._scope.expired() and self._end <= own_end:
                 raise Trouble(Reason.RUN_TIMEOUT, "The time for the run is over.") from None
             raise Trouble(Reason.MODEL_TIMEOUT, "The model did not answer in time.") from None

@@ -5,6 +5,7 @@ told everything from the beginning.
 """
 
 import asyncio
+import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
@@ -75,6 +76,10 @@ class Run:
         self.followers = 0
         self.leaving: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
+        self.token = 0
+        """Of the latest attempt that follows it: tools are called under it."""
+        self.who: tuple[str, str, str] | None = None
+        """Where it goes on: instance, agent and session key."""
         self._more = asyncio.Event()
 
     def tell(self, events: Sequence[RuntimeEvent], *, last: bool = False) -> None:
@@ -139,8 +144,13 @@ class OpenClawAdapter(Adapter):
         tasks = [run.task for run in self._runs.values() if run.task is not None and not run.over]
         for run in self._runs.values():
             run.attempt.abort()
+            if run.leaving is not None:
+                run.leaving.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=ABORT_TIMEOUT_S)
+            _, left = await asyncio.wait(tasks, timeout=ABORT_TIMEOUT_S)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
     async def invoke(self, request: InvokeRequest) -> Batches:
         done = read_checkpoint(request.checkpoint, self.name)
@@ -153,7 +163,11 @@ class OpenClawAdapter(Adapter):
             crowded = Trouble(Reason.RUNTIME_UNAVAILABLE, "Too many runs are under way.", retry_after_s=1.0)
             yield [failed(crowded, pb.RuntimeUsage())]
             return
-        async for events in self._follow(key, run or self._begin(key, request)):
+        run = run or self._begin(key, request)
+        run.token = max(run.token, request.fencing_token)
+        if run.who is not None:
+            self._active[run.who] = _identity(request, run.token)
+        async for events in self._follow(key, run):
             yield events
 
     async def reattach(self, request: ReattachRequest) -> Batches:
@@ -235,6 +249,9 @@ class OpenClawAdapter(Adapter):
         context: list[Line] = [(line.role, line.text) for line in request.context]
         sessions: Sessions = place.sessions.setdefault(SESSIONS, Sessions(place.agent_id, request.tenant_id))
         session = sessions.open(request.session_id, request.contact, context)
+        # A trace of its own: clients choose theirs, and two runs under one could not be told apart. Model calls are in
+        # the run's trace all the same: our endpoint, which makes them, knows it.
+        leg = secrets.token_hex(16)
         failures = self._failures.get((request.tenant_id, request.run_id), 0)
         call = RunCall(
             run_id=f"{request.run_id}.{failures}" if failures else request.run_id,
@@ -243,13 +260,13 @@ class OpenClawAdapter(Adapter):
             text=words.enclose(request.text),
             system=request.persona,
             time_s=run.attempt.remaining_s(),
-            traceparent=telemetry.traceparent(),
+            traceparent=f"00-{leg}-{secrets.token_hex(8)}-01",
         )
         with self._proxy.run(
             instance_id=place.instance_id,
             tenant_id=request.tenant_id,
             run_id=request.run_id,
-            trace_id=telemetry.trace_id(),
+            trace_id=leg,
             model=request.model,
             parameters=parameters(request.parameters),
             on_reasoning=work.reason if request.reasoning else None,
@@ -257,12 +274,12 @@ class OpenClawAdapter(Adapter):
         ) as work.meter:
             reach(Point.CALLING)
             who = place.instance_id, place.agent_id, session.key
-            self._active[who] = RunIdentity(
-                request.tenant_id, request.session_id, request.run_id, request.fencing_token
-            )
+            run.who = who
+            self._active[who] = _identity(request, run.token)
             try:
                 await self._follow_frames(work, place, call)
             finally:
+                run.who = None
                 del self._active[who]
         events, used, trouble = work.turn.end()
         work.usage = used
@@ -285,19 +302,25 @@ class OpenClawAdapter(Adapter):
             except StopAsyncIteration:
                 raise troubles.invalid("The gateway's run has no end.") from None
             except Trouble as trouble:
-                if trouble.reason in _OURS:
-                    await _stop(work, place, call)
+                await _stop(work, place, call, settle=trouble.reason in _OURS)
+                if trouble.reason is Reason.RUNTIME_UNAVAILABLE:
+                    # Without a time: it had begun, and a run that does this to its gateway must not do so for ever.
+                    raise Trouble(trouble.reason, str(trouble)) from None
                 raise
             except asyncio.CancelledError:
-                await _stop(work, place, call)
+                await _stop(work, place, call, settle=True)
                 raise
 
 
-async def _stop(work: "_Work", place: Place, call: RunCall) -> None:
-    """Stop what goes on in the gateway and see it settle, so that no tool of it meets the next attempt."""
+def _identity(request: InvokeRequest, token: int) -> RunIdentity:
+    return RunIdentity(request.tenant_id, request.session_id, request.run_id, token)
+
+
+async def _stop(work: "_Work", place: Place, call: RunCall, *, settle: bool) -> None:
+    """Stop what goes on in the gateway, and see it settle, so that no tool of it meets the next attempt."""
     with suppress(Trouble, RetinueError, TimeoutError, StopAsyncIteration):
         async with asyncio.timeout(ABORT_TIMEOUT_S):
-            if await place.gateway.abort(call.session_key, call.run_id):
+            if await place.gateway.abort(call.session_key, call.run_id) and settle:
                 async with aclosing(place.gateway.run(call)) as frames:  # joined again: the wait that ended closed it
                     while not work.turn.over:
                         work.turn.feed(await anext(frames))
@@ -314,10 +337,15 @@ class _Work:
         )
         self.meter = Meter()
         self.usage: pb.RuntimeUsage | None = None
+        self._reasoning_bytes = 0
 
     def reason(self, text: str) -> None:
         """Tell reasoning, which the model's endpoint is heard to say."""
-        self.run.tell([RuntimeEvent(reasoning_delta=pb.ReasoningDelta(text=text))])
+        self._reasoning_bytes += len(text.encode())
+        if self._reasoning_bytes <= (self.request.output_size_bytes or OUTPUT_SIZE_MAX_BYTES):
+            self.run.tell([RuntimeEvent(reasoning_delta=pb.ReasoningDelta(text=text))])
+        else:
+            self.run.attempt.abort(Trouble(Reason.OUTPUT_TOO_LARGE, "The run produced more than a run may."))
 
     def used(self) -> pb.RuntimeUsage:
         """What was used: as it was paid, which our endpoint has seen, else as the gateway says."""

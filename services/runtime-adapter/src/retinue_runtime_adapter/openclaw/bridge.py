@@ -229,7 +229,8 @@ class Bridge:
         def check() -> None:
             nonlocal later
             later = loop.call_later(CHECK_S, check)
-            if self._run_of(who) != run:
+            now = self._run_of(who)
+            if now is None or now.run_id != run.run_id:
                 scope.reschedule(0)
 
         check()

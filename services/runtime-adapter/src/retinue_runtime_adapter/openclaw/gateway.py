@@ -83,6 +83,11 @@ class WebSocketGateway(Gateway):
 
     # --- the connection ---
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether there will be no connection any more: whatever runs in the gateway, it is of no use."""
+        return self._trouble is not None
+
     async def start(self, timeout_s: float) -> None:
         """Connect, waiting for a gateway that starts. Raises Trouble, with a line for operators."""
         if self._task is None:
@@ -223,7 +228,7 @@ class WebSocketGateway(Gateway):
             raise protocol.lost("OpenClaw did not answer in time.") from None
         if not answer.ok:
             refused = protocol.of_refusal(answer.error or protocol.Fault())
-            log.warning("gateway refused a request", method=method, code=refused.code, text=refused.text)
+            log.warning("gateway refused a request", method=method, code=refused.code)
             raise refused
         try:
             return protocol.body(answer.payload)
@@ -294,7 +299,7 @@ class WebSocketGateway(Gateway):
         if not answer.ok and body.get("runId") != call.run_id:
             connection.forget(follower)
             refused = protocol.of_refusal(answer.error or protocol.Fault())
-            log.warning("gateway refused a run", run_id=call.run_id, code=refused.code, text=refused.text)
+            log.warning("gateway refused a run", run_id=call.run_id, code=refused.code)
             raise refused
         if status != "accepted":
             connection.forget(follower)

@@ -67,6 +67,11 @@ class Connection(Gateway, Protocol):
         """Wait until the gateway serves. Raises Trouble."""
         ...
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether there will be no connection any more."""
+        ...
+
 
 Connect = Callable[[str, str], Connection]
 """Makes a connection of an address and a token."""
@@ -334,7 +339,7 @@ class GatewayInstance:
             if isinstance(error, Trouble) and error is self._over:
                 raise LostError(error) from None
             raise
-        if self._over is not None or seat.is_gone or self._gateway is None:
+        if self._over is not None or seat.is_gone or self._gateway is None or self._gateway.is_lost:
             self.leave(seat)
             raise LostError(self._over or Trouble(Reason.RUNTIME_UNAVAILABLE, "The agent was taken off."))
         self._used = self._clock.now()
@@ -357,6 +362,9 @@ class GatewayInstance:
         if not await self._backend.is_alive(process):
             self.detail = _why(process)
             return Finding.DIED
+        if self._gateway is not None and self._gateway.is_lost:
+            self.detail = "its connection is lost for good"
+            return Finding.SILENT
         health = await probe(process.address)
         now = self._clock.monotonic()
         if health.answers:

@@ -154,6 +154,8 @@ class InstancePool(Pool):
 
     @asynccontextmanager
     async def place(self, tenant_id: str, isolation: Isolation, *, wait_s: float) -> AsyncIterator[Place]:
+        if not self._settings.openclaw_shared_count:
+            isolation = Isolation.CELL  # there is nothing else here
         try:
             instance, seat, place = await self._find_place(tenant_id, isolation, wait_s)
         finally:

@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +30,11 @@ PATCH_TRIES_MAX = 3
 PATCH_TIMEOUT_S = 60.0
 """For one request that changes the configuration; 0.5 s on an idle gateway, some seconds on a busy one."""
 
-WARM_TIMEOUT_S = 90.0
-"""For an agent's first turn; 2 to 5 s, more beside others' first turns."""
+WARM_TIMEOUT_S = 30.0
+"""For an agent's first turn; 2 to 5 s. Others wait for theirs meanwhile."""
+
+STOP_TIMEOUT_S = 5.0
+"""To stop one that took too long, so that it does not go on beside the next one."""
 
 WARM_TEXT = "Hello."
 
@@ -251,7 +255,7 @@ class Seats:
         agents = [self._agent(seat) for seat in seats]
         try:
             await self._patch(gateway, agents_patch(agents, self._policy))
-        except (Trouble, RetinueError) as error:
+        except BaseException as error:
             log.warning("agents were not made", instance_id=self._instance_id, count=len(seats), detail=str(error))
             trouble = Trouble(
                 Reason.RUNTIME_UNAVAILABLE, "The runtime could not make the tenant's agent.", retry_after_s=1.0
@@ -262,9 +266,11 @@ class Seats:
                     del self.of_tenant[seat.tenant_id]
                 seat.is_gone = True
                 self._fail(seat, trouble)
+            if not isinstance(error, Trouble | RetinueError):
+                raise
             return False
         for seat in seats:
-            if seat.is_gone:  # taken off meanwhile
+            if seat.is_gone and seat not in self._unwanted:  # taken off meanwhile
                 self._unwanted.append(seat)
             seat.ready.set()
         return True
@@ -290,6 +296,9 @@ class Seats:
                         pass
         except (Trouble, RetinueError, TimeoutError) as error:
             log.warning("an agent was not warmed up", instance_id=self._instance_id, detail=str(error))
+            with suppress(Trouble, RetinueError, TimeoutError):
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await gateway.abort(call.session_key, call.run_id)
         finally:
             seat.warming = False
             if seat.tenant_id and not seat.is_gone:

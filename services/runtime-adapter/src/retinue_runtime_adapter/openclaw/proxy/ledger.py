@@ -162,11 +162,11 @@ class Ledger:
         return key in self._warm
 
     def find(self, key: Key, trace_id: str) -> Run | None:
-        """The run that a call belongs to: that of its trace, else the tenant's only one, else the latest.
+        """The run that a call belongs to: that of its trace, else the tenant's only one.
 
-        A call without a run's trace is one that the gateway makes on its own account. It is the tenant's whatever run
-        it belongs to, so that nobody else pays for it; the latest run is the one least likely to be over. While a
-        warm-up is under way such a call is the warm-up's, unless a run has no trace by which to know it.
+        A call without a run's trace is one that the gateway makes on its own account. Beside several runs it is
+        nobody's: a guess could show one contact's words to another. While a warm-up is under way such a call is the
+        warm-up's, unless a run has no trace by which to know it.
         """
         runs = self._runs.get(key, ())
         for run in reversed(runs):
@@ -174,7 +174,7 @@ class Ledger:
                 return run
         if self.is_warming(key):
             return next((run for run in reversed(runs) if not run.trace_id), None)
-        return runs[-1] if runs else None
+        return runs[0] if len(runs) == 1 else None
 
 
 def _nothing() -> None:
