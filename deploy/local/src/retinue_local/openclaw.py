@@ -165,7 +165,7 @@ async def _ask(program: Path, *arguments: str | Path, environ: Mapping[str, str]
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            **spawning.limits(None),
+            process_group=0,
         )
     except OSError as error:
         raise OpenClawError(f"{program} cannot be run: {error.strerror}.") from None
@@ -295,8 +295,8 @@ class _Installation:
         self._tell(f"Fetching {what} (once) …")
         with self._log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
-                *command, env=environ, cwd=self._new, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
-                **spawning.limits(None),
+                *spawning.bound(*command), env=environ, cwd=self._new, stdin=asyncio.subprocess.DEVNULL, stdout=output,
+                stderr=output, process_group=0,
             )  # fmt: skip
         ended = asyncio.ensure_future(process.wait())
         try:

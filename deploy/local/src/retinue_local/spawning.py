@@ -2,7 +2,10 @@
 
 import ctypes
 import os
+import shutil
 import signal
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 _PR_SET_PDEATHSIG = 1
@@ -32,6 +35,29 @@ def rename(name: str) -> None:
     """Give this process a name in lists of processes; the kernel keeps 15 bytes of it."""
     if hasattr(_LIBC, "prctl"):
         _LIBC.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
+_BOUND = """
+import ctypes, os, sys
+try:
+    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+except (AttributeError, OSError):
+    pass
+if os.getppid() == int(sys.argv[1]):
+    try:
+        os.execv(sys.argv[2], sys.argv[2:])
+    except OSError as error:
+        sys.exit(f"{sys.argv[2]} cannot be run: {error.strerror}")
+"""
+
+
+def bound(*command: str | Path) -> list[str]:
+    """A command that ends together with its starter, in a way that is safe where other threads run.
+
+    `limits` runs Python between fork and exec, which a process that has a gRPC channel open may not survive.
+    """
+    program = shutil.which(str(command[0])) or str(command[0])
+    return [sys.executable, "-I", "-S", "-c", _BOUND, str(os.getpid()), program, *map(str, command[1:])]
 
 
 def limits(account: Account | None) -> dict[str, Any]:
