@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 
 import httpx
 import psutil
@@ -15,15 +16,27 @@ from whole_mesh import connect, parse_sse, running
 FIRST_TURN_TIMEOUT_S = 300
 """First turns of agents are had one after the other, some seconds each."""
 
+READY_TIMEOUT_S = 110
+"""Both gateways at once on a busy machine."""
+
+SPEAKS_TIMEOUT_S = 60
+GATEWAYS = 2
 CELL_PLAN = "team"
 PARTS = {"envoy", "gateway", "router", "worker", "policy", "runtime-adapter"}
 
 
+pytestmark = pytest.mark.timeout(300)
+
+
 @pytest.fixture(scope="module")
 def mesh(model_url, openclaw_dir):
-    more = ("--set", "runtime-adapter.openclaw_shared_count=2")
+    more = ("--set", f"runtime-adapter.openclaw_shared_count={GATEWAYS}")
     settings = {"RUNTIMES": "openclaw,light", "RETINUE_OPENCLAW_DIR": str(openclaw_dir)}
     with running(model_url, *more, **settings) as own:
+        end = time.monotonic() + READY_TIMEOUT_S
+        while serving(own) < GATEWAYS:  # tests come in any order, and none is about the start
+            assert time.monotonic() < end, instances(own)
+            time.sleep(0.5)
         yield own
         pids = {process.pid for process in gateways(own).values()}
         own.down()
@@ -69,16 +82,19 @@ def instances(mesh):
     return {one["instance_id"]: one for one in json.loads(mesh.command("instances", "--json").stdout)}
 
 
+def serving(mesh):
+    return sum(one["isolation"] == "shared" and one["state"] == "ready" for one in instances(mesh).values())
+
+
 @pytest.fixture
 def two_ready(mesh, eventually):
     """Wait until both shared gateways take runs."""
 
     async def wait():
         def ready():
-            shared = [one for one in instances(mesh).values() if one["isolation"] == "shared"]
-            return sum(one["state"] == "ready" for one in shared) == 2
+            return serving(mesh) == GATEWAYS
 
-        await eventually(ready, 90)
+        await eventually(ready, READY_TIMEOUT_S)
 
     return wait
 
@@ -114,7 +130,7 @@ async def test_a_cancelled_run_stops_in_the_gateway_too(client, contact, eventua
     posted = await client.post(f"/v1/contacts/{contact}/messages", json={"text": "#tokens=2000 #delay=20"})
     run = posted.json()["run"]["run_id"]
     async with httpx.AsyncClient(base_url=model_url.removesuffix("/v1"), trust_env=False) as model:
-        await eventually(lambda: _is_open(model), 30)
+        await eventually(lambda: _is_open(model), SPEAKS_TIMEOUT_S)
         await client.post(f"/v1/runs/{run}:cancel", json={})
         ended = (await client.post(f"/v1/runs/{run}:wait")).json()["run"]
         assert ended["state"] == "cancelled"
@@ -135,7 +151,7 @@ async def test_a_worker_that_dies_leaves_a_run_that_the_next_one_joins(mesh, cli
         before = (await model.get("/_stats")).json()["requests"]
         posted = await client.post(f"/v1/contacts/{contact}/messages", json={"text": "#tokens=60 #delay=100"})
         run = posted.json()["run"]["run_id"]
-        await eventually(lambda: _is_open(model), 30)
+        await eventually(lambda: _is_open(model), SPEAKS_TIMEOUT_S)
         for name in [name for name in mesh.processes() if name.startswith("worker")]:
             mesh.kill(name)
         ended = (await client.post(f"/v1/runs/{run}:wait", params={"timeout": "60s"})).json()["run"]
@@ -150,7 +166,7 @@ async def test_a_gateway_killed_in_the_middle_ends_no_run_and_is_replaced(mesh, 
     mine = next(name for name, one in instances(mesh).items() if one["tenant_ids"])
     posted = await client.post(f"/v1/contacts/{contact}/messages", json={"text": "#tokens=40 #delay=100"})
     run = posted.json()["run"]["run_id"]
-    await eventually(lambda: instances(mesh)[mine]["running_count"] >= 1, 30)
+    await eventually(lambda: instances(mesh)[mine]["running_count"] >= 1, SPEAKS_TIMEOUT_S)
     gateways(mesh)[mine].send_signal(signal.SIGKILL)
     ended = (await client.post(f"/v1/runs/{run}:wait", params={"timeout": "60s"})).json()["run"]
     assert ended["output"]["text"] == " ".join(f"t{n}" for n in range(40))

@@ -183,7 +183,7 @@ class LoopbackModelProxy(ModelProxy):
             run.meter.trouble = Trouble(Reason.MODEL_REQUEST_REFUSED, "The request to the model is malformed.")
             return _refused("malformed", str(error))
         # What the gateway calls its span is told to nobody, so the run's own span is the parent if the trace is its.
-        known = bool(run.traceparent) and trace_id == _trace_id(run.traceparent)
+        known = bool(run.traceparent) and trace_id == run.trace_id
         parent = run.traceparent if known else request.headers.get("traceparent", "")
         with telemetry.span("model_proxy", kind=SpanKind.SERVER, traceparent=parent) as span:
             span.set_attribute("run.id", run.run_id)
