@@ -253,7 +253,7 @@ class GatewayInstance:
                     raise self._over
                 if not await self._backend.is_alive(process):
                     raise Trouble(
-                        Reason.RUNTIME_UNAVAILABLE, f"A gateway did not start: {_why(process)}{_said(process)}"
+                        Reason.RUNTIME_UNAVAILABLE, f"A gateway did not start: {process.why_over}{process.last_words}"
                     )
             starting.result()
         finally:
@@ -360,7 +360,7 @@ class GatewayInstance:
         if process is None or not self.is_ready:
             return Finding.WELL
         if not await self._backend.is_alive(process):
-            self.detail = _why(process)
+            self.detail = process.why_over
             return Finding.DIED
         if self._gateway is not None and self._gateway.is_lost:
             self.detail = "its connection is lost for good"
@@ -386,16 +386,6 @@ class GatewayInstance:
         self.detail = "to be replaced, it takes too much memory" if self.is_worn else "serves"
         self.seats.nudge()
         return Finding.WELL
-
-
-def _why(process: Process) -> str:
-    return str(process.detail.get("end") or "it ended.")
-
-
-def _said(process: Process) -> str:
-    """What it said before it served anybody; later words may be a tenant's."""
-    said = process.detail.get("said")
-    return f" It said: {said}" if said else ""
 
 
 def _time(at: float) -> Timestamp:

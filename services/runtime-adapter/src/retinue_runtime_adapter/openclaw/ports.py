@@ -60,6 +60,17 @@ class Process:
     detail: dict[str, Any] = field(default_factory=dict)
     """The backend's own: pid, container, pod."""
 
+    @property
+    def why_over(self) -> str:
+        """Why it ended, as far as its backend knows."""
+        return str(self.detail.get("end") or "it ended.")
+
+    @property
+    def last_words(self) -> str:
+        """What it said before it served anybody; later words may be a tenant's."""
+        said = self.detail.get("said")
+        return f" It said: {said}" if said else ""
+
 
 class Backend(Protocol):
     """Begins and ends instances. All calls have deadlines; trouble is RetinueError(RUNTIME_UNAVAILABLE)."""
