@@ -19,7 +19,7 @@ WHOLE := $(wildcard tests/e2e tests/chaos)
 # Each has a mesh of its own, and mostly waits. The tests of a file share what they start.
 WHOLE_PROCESSES := 2
 # Gateways of the real OpenClaw take a core to start and for each agent's first turn: what must hold of it runs last.
-CLAWED := tests/contract/test_adapter_conformance.py tests/contract/test_openclaw_isolation.py tests/e2e/test_openclaw.py
+CLAWED := tests/e2e/test_openclaw.py tests/contract/test_adapter_conformance.py tests/contract/test_openclaw_isolation.py
 OPENCLAW := .build/openclaw
 # buf keeps a cache, and the home folder may not be writable.
 export BUF_CACHE_DIR := $(CURDIR)/.build/buf

@@ -172,7 +172,7 @@ async def test_no_tool_is_offered(house: House, shape: str) -> None:
 
 
 @pytest.mark.parametrize("number", range(ATTACK_COUNT))
-@pytest.mark.parametrize("shape", ["shared", "cell"])
+@pytest.mark.parametrize("shape", ["shared", pytest.param("cell", marks=pytest.mark.long)])
 async def test_every_cell_is_closed(house: House, shape: str, number: int) -> None:
     here = house.shape(shape)
     assert len(here.calls) == ATTACK_COUNT
