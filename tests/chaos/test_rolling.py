@@ -86,7 +86,8 @@ async def test_ack_is_durable_and_no_run_costs_an_attempt_while_everything_is_re
         assert shown(heard[name]) == dict.fromkeys(runs, ANSWER)
         for run in runs:
             ended = await wait(client, run)
-            assert (ended["state"], ended["attempt_count"], ended["output"]["text"]) == ("succeeded", 1, ANSWER)
+            became = (ended["state"], ended["attempt_count"], ended["output"]["text"])
+            assert became == ("succeeded", 1, ANSWER), mesh.logged(run)
     for task in watching:
         task.cancel()
     record_property("refusals", json.dumps(Counter(talker.refusals)))

@@ -31,7 +31,7 @@ from google.rpc import code_pb2, status_pb2
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as pb
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2_grpc as adapter_grpc
 from retinue.runtime_adapter.v1 import runtime_event_pb2 as ev
-from retinue_kit import process
+from retinue_kit import process, wire
 from retinue_kit.client import Peer
 from retinue_kit.errors import RetinueError
 from retinue_kit.server import Server, Service
@@ -210,6 +210,7 @@ class ScriptedServicer(adapter_grpc.RuntimeAdapterServiceServicer):
         os.close(self._ledger)
 
     async def Invoke(self, request: pb.InvokeRequest, context: Any) -> AsyncIterator[pb.InvokeResponse]:
+        await wire.accept(context)
         script = read_script(request.text)
         if script is None:
             async for response in self._pass_on(self._stub.Invoke, request):

@@ -22,6 +22,7 @@ RETINUE = [sys.executable, "-m", "retinue_cli"]
 UP_TIMEOUT_S = 120
 CALL_TIMEOUT_S = 30
 HEAL_TIMEOUT_S = 60
+LINES_MAX = 50
 GUARD = "import subprocess, sys; sys.stdin.read() or subprocess.run(sys.argv[1:])"
 """Waits until whoever started it has said a word or is gone, however it went."""
 
@@ -82,6 +83,12 @@ class Mesh:
     def dsn(self) -> str:
         """The database, as its superuser, for whom there are no walls."""
         return f"postgresql://postgres@/retinue?host={Path(self.socket('postgres')).parent}"
+
+    def logged(self, word: str) -> list[str]:
+        """Read what any process has logged that holds this word, for a test to say why it failed."""
+        logs = sorted((self.state / "logs").glob("*.log"))
+        lines = (line for log in logs for line in log.read_text("utf-8", "replace").splitlines())
+        return [line for line in lines if word in line][-LINES_MAX:]
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> int:
         """Send a signal to one process of the mesh; answers its pid."""

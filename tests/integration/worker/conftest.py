@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import grpc
 import msgspec
 import pytest
 import pytest_asyncio
@@ -18,7 +19,7 @@ from retinue.policy.v1 import policy_service_pb2_grpc as policy_grpc
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as adapter_pb
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2_grpc as adapter_grpc
 from retinue.runtime_adapter.v1.runtime_event_pb2 import RuntimeEvent
-from retinue_kit import config, ids, streams
+from retinue_kit import config, ids, streams, wire
 from retinue_kit.server import Service
 from retinue_router.ring import Ring
 from retinue_router.worker.__main__ import assemble
@@ -44,8 +45,14 @@ class FakeAdapter(adapter_grpc.RuntimeAdapterServiceServicer):
         self.script: Script = echo
         self.requests: list[adapter_pb.InvokeRequest] = []
         self.aborted = 0
+        self.unheard = 0
+        """Calls that are lost before they are taken up."""
 
     async def Invoke(self, request, context):  # type: ignore[no-untyped-def]
+        if self.unheard:
+            self.unheard -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        await wire.accept(context)
         self.requests.append(request)
         try:
             async for event in self.script(request):

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 from retinue_kit import ids
+from retinue_kit.errors import RetinueError
 from retinue_kit.streams import Cursor
 
 
@@ -166,3 +167,23 @@ async def test_session_order_cursors_only_grow_through_faults(mesh, spawn, event
         assert Cursor(after["prev_token"], after["prev_n"]) == Cursor(before["token"], before["n"])
     ends = [e["run_id"] for e in events if e["type"] == "run.succeeded"]
     assert ends == runs
+
+
+async def test_a_call_that_is_lost_before_the_adapter_takes_it_up_is_no_attempt(mesh, when_over):
+    mesh.adapter.unheard = 2
+    await mesh.start_worker()
+    row = await when_over(await mesh.submit("x"))
+    assert (row["state"], row["attempt"], len(mesh.adapter.requests)) == ("succeeded", 1, 1)
+
+
+async def test_a_call_that_is_lost_after_it_was_taken_up_is_an_attempt_whatever_was_said(mesh, when_over):
+    async def script(request):
+        if request.attempt == 1:
+            raise RetinueError.unavailable("runtime-adapter", private="Socket closed")
+        yield {"message_completed": {"text": "at last"}}
+        yield {"finished": {}}
+
+    mesh.adapter.script = script
+    await mesh.start_worker()
+    row = await when_over(await mesh.submit("x"))
+    assert (row["state"], row["attempt"], len(mesh.adapter.requests)) == ("succeeded", 2, 2)

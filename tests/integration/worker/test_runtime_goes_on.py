@@ -7,6 +7,7 @@ import pytest
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as pb
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2_grpc as adapter_grpc
 from retinue.runtime_adapter.v1.runtime_event_pb2 import RuntimeEvent
+from retinue_kit import wire
 from retinue_kit.errors import RetinueError
 from retinue_kit.server import Service
 from retinue_kit.streams import Cursor
@@ -35,6 +36,7 @@ class Lasting(adapter_grpc.RuntimeAdapterServiceServicer):
         self.left = asyncio.Event()
 
     async def Invoke(self, request, context):
+        await wire.accept(context)
         self.requests.append(request)
         self.calls.append(("invoke", request.run_id))
         try:

@@ -1,7 +1,7 @@
 """Calls to other services: a deadline, the trace and the identity on each; errors come back typed."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -57,10 +57,17 @@ class Peer:
         except grpc.aio.AioRpcError as error:
             raise wire.from_rpc_error(error, self.name) from error
 
-    async def stream(self, method: Any, request: object, *, timeout_s: float) -> AsyncIterator[Any]:
-        """Make a call that answers with a stream; leaving the iteration cancels it. Raises RetinueError only."""
+    async def stream(
+        self, method: Any, request: object, *, timeout_s: float, accepted: Callable[[], None] | None = None
+    ) -> AsyncIterator[Any]:
+        """Make a call that answers with a stream; leaving the iteration cancels it. Raises RetinueError only.
+
+        `accepted` is called once the server says that it has taken the call up (`wire.accept`).
+        """
         call = method(request, timeout=deadlines.timeout_s(timeout_s), metadata=_metadata())
         try:
+            if accepted is not None and any(name == wire.ACCEPTED for name, _ in await call.initial_metadata()):
+                accepted()
             async for response in call:
                 yield response
         except grpc.aio.AioRpcError as error:

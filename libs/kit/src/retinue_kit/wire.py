@@ -1,5 +1,7 @@
 """Errors as google.rpc.Status, on their way out and back."""
 
+from typing import Any
+
 import grpc
 from google.protobuf import duration_pb2, json_format
 from google.rpc import error_details_pb2, status_pb2
@@ -8,6 +10,14 @@ from grpc_status import rpc_status
 from retinue_kit.errors import Code, Reason, RetinueError
 
 DOMAIN = "retinue"
+
+ACCEPTED = "retinue-accepted"
+"""Initial metadata of a stream that says that its server has taken the call up, before anything else is said."""
+
+
+async def accept(context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+    """Say that a call is taken up: without this, whoever loses it may know that nothing has come of it."""
+    await context.send_initial_metadata(((ACCEPTED, "1"),))
 
 
 def to_status(error: RetinueError) -> status_pb2.Status:

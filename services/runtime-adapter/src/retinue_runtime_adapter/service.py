@@ -24,6 +24,7 @@ from retinue.runtime_adapter.v1.runtime_adapter_service_pb2_grpc import (
     RuntimeAdapterServiceServicer,
     add_RuntimeAdapterServiceServicer_to_server,
 )
+from retinue_kit import wire
 from retinue_kit.crashing import reach
 from retinue_kit.server import Service
 
@@ -44,6 +45,7 @@ class RuntimeAdapterServicer(RuntimeAdapterServiceServicer):
     async def Invoke(self, request: InvokeRequest, context: Context) -> AsyncIterator[InvokeResponse]:
         adapter = self._registry.get(request.runtime)
         with self._running.attempt(request.tenant_id, request.session_id, request.fencing_token) as guard:
+            await wire.accept(context)
             reach(Point.ADMITTED)
             # Closed here and not by the collector: a caller that leaves must not pay for another token.
             async with aclosing(adapter.invoke(request)) as batches:

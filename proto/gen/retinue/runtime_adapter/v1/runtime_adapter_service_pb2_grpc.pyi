@@ -22,7 +22,8 @@ class RuntimeAdapterServiceStub:
     """Executes one attempt of a run and streams what happens, batched as it comes. The stream ends with exactly one
     `finished` or `failed` event. Cancelling the call aborts the attempt. Not idempotent: the fencing token names the
     attempt, and a lower token than seen for the session fails with STALE_FENCING_TOKEN. Fails with RUNTIME_UNAVAILABLE
-    if there is no such runtime; the model's troubles are `failed` events.
+    if there is no such runtime; the model's troubles are `failed` events. Initial metadata with the key
+    `retinue-accepted` says at once that the attempt is taken up; a call lost before has come to nothing.
     """
     Reattach: _aio.UnaryStreamMultiCallable[_runtime_adapter_service_pb2.ReattachRequest, _runtime_adapter_service_pb2.ReattachResponse]
     """Joins an attempt that another call began and lost. Only where `reattach` is declared."""
@@ -49,7 +50,8 @@ class RuntimeAdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         """Executes one attempt of a run and streams what happens, batched as it comes. The stream ends with exactly one
         `finished` or `failed` event. Cancelling the call aborts the attempt. Not idempotent: the fencing token names the
         attempt, and a lower token than seen for the session fails with STALE_FENCING_TOKEN. Fails with RUNTIME_UNAVAILABLE
-        if there is no such runtime; the model's troubles are `failed` events.
+        if there is no such runtime; the model's troubles are `failed` events. Initial metadata with the key
+        `retinue-accepted` says at once that the attempt is taken up; a call lost before has come to nothing.
         """
 
     @_abc_1.abstractmethod

@@ -72,7 +72,11 @@ class Attempt:
         self.agent = Agent("", "")
         self.decision: bytes | None = None
         self._decided: policy_pb.Decision | None = None
+        self._asked = False
+        """Whether the runtime may have heard of the run."""
         self._begun = False
+        """Whether the runtime has taken the run up: not until its adapter says so, since a call that meets an adapter
+        as it stops is lost like one that was under way."""
         self._said = False
         """Whether the runtime has said anything but its end."""
         self._over = False
@@ -111,6 +115,7 @@ class Attempt:
             if error.reason is Reason.STALE_FENCING_TOKEN:
                 raise
             out.fail(error, decided=self._decided is not None, begun=self._begun, said=self._said)
+            log.info("attempt failed", run_id=self._held.run_id, reason=str(error.reason), detail=error.private)
             # Trouble of our own stores says nothing of the runtime.
             if error.metadata.get("dependency", RUNTIME_ADAPTER) == RUNTIME_ADAPTER:
                 self._report_failure(error.reason)
@@ -131,7 +136,7 @@ class Attempt:
     async def _stop_runtime(self) -> None:
         """Stop what may go on by itself when nobody listens, for the next attempt to join, where there will be none."""
         decided = self._decided
-        if decided is not None and self._begun and not self._over and self.outcome.is_final:
+        if decided is not None and self._asked and not self._over and self.outcome.is_final:
             await self._runtimes.abort(self._ticket.tenant_id, self._held.run_id, decided.runtime)
 
     def _report_failure(self, reason: Reason | None) -> None:
@@ -174,7 +179,7 @@ class Attempt:
             raise lost()
         request = self._request(decision, self._context())
         await self._runtimes.ready()
-        self._begun = True
+        self._asked = True
         reach(Point.INVOKING)
         with telemetry.span("agent_processing", runtime=decision.runtime) as span:
             await self._consume(request, decision)
@@ -249,11 +254,12 @@ class Attempt:
         """Follow the runtime until it says how it ended, and read to the end of its stream."""
         limit = decision.limits.output_size_bytes
         size, ended = 0, False
-        async with aclosing(self._runtimes.invoke(request)) as events:
+        async with aclosing(self._runtimes.invoke(request, self._begin)) as events:
             async for event in events:
                 size += event.ByteSize()
                 if limit and size > OVERHEAD_FACTOR * limit:
                     raise RetinueError(Reason.OUTPUT_TOO_LARGE, "The run produced more than a run may.")
+                self._begun = True
                 if not ended:
                     if event.WhichOneof("event") != "failed":
                         self._said = True
@@ -262,6 +268,9 @@ class Attempt:
                     self._over = ended = await self._follow(event)
         if not ended:
             raise RetinueError.unavailable(RUNTIME_ADAPTER, private="the stream ended without an ending")
+
+    def _begin(self) -> None:
+        self._begun = True
 
     async def _follow(self, event: RuntimeEvent) -> bool:
         """Tell one event; True if it was the last."""

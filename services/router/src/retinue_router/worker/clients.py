@@ -133,10 +133,15 @@ class Runtimes:
         except TimeoutError:
             raise RetinueError.unavailable(RUNTIME_ADAPTER, private="no connection") from None
 
-    async def invoke(self, request: adapter_pb.InvokeRequest) -> AsyncGenerator[RuntimeEvent, None]:
-        """Execute one attempt; leaving the iteration aborts it. Raises RetinueError if the adapter is lost."""
+    async def invoke(
+        self, request: adapter_pb.InvokeRequest, accepted: Callable[[], None]
+    ) -> AsyncGenerator[RuntimeEvent, None]:
+        """Execute one attempt; leaving the iteration aborts it. Raises RetinueError if the adapter is lost.
+
+        `accepted` is called once the adapter has taken it up; what is lost before has come to nothing.
+        """
         timeout_s = request.run_time.ToTimedelta().total_seconds() + INVOKE_MARGIN_S
-        async for response in self._peer.stream(self._stub.Invoke, request, timeout_s=timeout_s):
+        async for response in self._peer.stream(self._stub.Invoke, request, timeout_s=timeout_s, accepted=accepted):
             for event in response.events:
                 yield event
 

@@ -69,6 +69,13 @@ class Keeper:
         if self._leases.get(lease.ticket) is lease:
             del self._leases[lease.ticket]
 
+    def lose(self, lease: Lease) -> None:
+        """Take note that a lease has gone to another, whether a renewal found it or a write that was refused."""
+        if not lease.lost:
+            lease.lost = True
+            leases_lost.inc()
+            log.warning("lease lost", tenant_id=lease.ticket.tenant_id, log_id=lease.ticket.log_id)
+
     def release_all(self) -> None:
         """Interrupt what goes on under every lease, now and from now on, so that others go on with it at once."""
         self._releasing = True
@@ -127,9 +134,7 @@ class Keeper:
                     lease.interrupt()
             elif self._leases.get(lease.ticket) is lease and not lease.lost:
                 # Given back in the meantime, or taken by another: only the former may happen quietly.
-                lease.lost = True
-                leases_lost.inc()
-                log.warning("lease lost", tenant_id=lease.ticket.tenant_id, log_id=lease.ticket.log_id)
+                self.lose(lease)
                 lease.interrupt()
 
     async def hear_pokes_for_ever(self, blocking: "redis.asyncio.Redis", boot: str) -> None:

@@ -119,6 +119,10 @@ class Runner:
             lease = parts.keeper.add(ticket, held.token, asked_at)
             try:
                 return await self._attempt(ticket, holder, held, lease, span)
+            except RetinueError as error:
+                if error.reason is Reason.STALE_FENCING_TOKEN:
+                    parts.keeper.lose(lease)
+                raise
             finally:
                 parts.keeper.remove(lease)
 
