@@ -154,7 +154,7 @@ async def test_a_worker_that_dies_leaves_a_run_that_the_next_one_joins(mesh, cli
         await eventually(lambda: _is_open(model), SPEAKS_TIMEOUT_S)
         for name in [name for name in mesh.processes() if name.startswith("worker")]:
             mesh.kill(name)
-        ended = (await client.post(f"/v1/runs/{run}:wait", params={"timeout": "60s"})).json()["run"]
+        ended = (await client.post(f"/v1/runs/{run}:wait", params={"timeout_s": 60})).json()["run"]
         assert ended["output"]["text"] == " ".join(f"t{n}" for n in range(60))
         assert ended["attempt_count"] == 2
         assert (await model.get("/_stats")).json()["requests"] == before + 1, "the model was not asked again"
@@ -168,7 +168,7 @@ async def test_a_gateway_killed_in_the_middle_ends_no_run_and_is_replaced(mesh, 
     run = posted.json()["run"]["run_id"]
     await eventually(lambda: instances(mesh)[mine]["running_count"] >= 1, SPEAKS_TIMEOUT_S)
     gateways(mesh)[mine].send_signal(signal.SIGKILL)
-    ended = (await client.post(f"/v1/runs/{run}:wait", params={"timeout": "60s"})).json()["run"]
+    ended = (await client.post(f"/v1/runs/{run}:wait", params={"timeout_s": 60})).json()["run"]
     assert ended["output"]["text"] == " ".join(f"t{n}" for n in range(40))
     assert ended["attempt_count"] == 2
     await two_ready()

@@ -167,6 +167,6 @@ async def test_a_real_gateway_understands_what_the_endpoint_says(behind: Behind,
     proxy.assign(INSTANCE, "ten_other", TENANT)
 
     # What the model thinks is heard once and is no part of the text.
-    for text in ("#tokens=2 #reasoning=let me see", "#tokens=2 #think=let me see #delay=5"):
+    for text in ("#tokens=2 #reasoning=let me see #delay=5", "#tokens=2 #think=let me see #delay=5"):
         ended = await behind.say(text)
         assert (ended.text, ended.heard) == ("t0 t1", "let me see")

@@ -285,6 +285,8 @@ class OpenClawAdapter(Adapter):
         work.usage = used
         run.tell(events)
         if trouble is not None:
+            if trouble.reason is Reason.RUNTIME_UNAVAILABLE and work.meter.calls:
+                raise Trouble(trouble.reason, str(trouble))  # without a time, as below
             raise trouble
         texts = [event.message_completed.text for event in run.told if event.HasField("message_completed")]
         cards = [event.card for event in run.told if event.HasField("card")]

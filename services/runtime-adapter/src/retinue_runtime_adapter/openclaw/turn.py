@@ -272,6 +272,9 @@ class RunTurn(Turn):
         fault, meta_error = _part(final, "error"), _part(self._meta, "error")
         if not failure and not fault and final.get("status") in (None, "ok"):
             return None
+        if not failure and fault.get("code") == "UNAVAILABLE" and not self._raws and not self._message.raw:
+            # Its own files were locked, as when two agents have their first turns at once: the run has not begun.
+            return protocol.lost("OpenClaw could not begin the run.")
         kind = str(_part(failure, "errorObservation").get("failoverReason") or meta_error.get("kind") or "")
         is_abandoned = "abandoned" in (failure.get("livenessState"), self._meta.get("livenessState"))
         if is_abandoned and kind in ("", "incomplete_turn") and not self._message.raw:
