@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as pb
 from retinue_kit.errors import Code, Reason, RetinueError
+from retinue_kit.wire import from_status
 from retinue_runtime_adapter.domain.models import Catalogue, Model
 from retinue_runtime_adapter.domain.troubles import Trouble
 from retinue_runtime_adapter.openclaw import adapter as module
@@ -60,6 +61,7 @@ class FakeGateway:
 class FakePool:
     def __init__(self, gateway):
         self.gateway, self.sessions, self.placed, self.held, self.trouble = gateway, {}, [], 0, None
+        self.begun = []
 
     def status(self):
         return True, "one gateway"
@@ -71,7 +73,7 @@ class FakePool:
         self.placed.append((tenant_id, isolation))
         self.held += 1
         try:
-            yield Place("ins_1", keys.agent_id(tenant_id), self.gateway, self.sessions)
+            yield Place("ins_1", keys.agent_id(tenant_id), self.gateway, self.sessions, self.begun.append)
         finally:
             self.held -= 1
 
@@ -319,3 +321,18 @@ async def test_reasoning_without_end_is_too_much_output(adapter, gateway, proxy)
     events = [event async for batch in stream for event in batch]
     assert "OUTPUT_TOO_LARGE" in str(events[-1].failed.error)
     assert sum(len(event.reasoning_delta.text) for event in events) == 100
+
+
+LOCKED = {"code": "UNAVAILABLE", "message": "another OpenClaw process owns state-lifecycle"}
+
+
+@pytest.mark.parametrize(("calls", "begun", "retry_s"), [(0, False, 1.0), (1, True, None)])
+async def test_a_run_that_its_gateway_could_not_begin_may_come_again_and_the_gateway_is_doubted(
+    adapter, gateway, pool, proxy, calls, begun, retry_s
+):
+    proxy.meter.calls = calls
+    gateway.script = [Frame("final", {"runId": "run_1", "status": "error", "error": LOCKED})]
+    (event,) = await events_of(adapter, request())
+    error = from_status(event.failed.error)
+    assert (error.reason, error.retry_after_s) == (Reason.RUNTIME_UNAVAILABLE, retry_s)
+    assert pool.begun == [begun]

@@ -113,6 +113,23 @@ async def test_a_gateway_that_serves_but_cannot_be_spoken_to_any_more_is_replace
         assert world.pool.instance_of("ten_a").instance_id != lost
 
 
+async def test_a_gateway_that_begins_no_runs_any_more_is_replaced_and_one_that_begins_some_is_not() -> None:
+    async with running() as world:
+        for begun in (False, False, False, False, True, False):
+            async with world.pool.place("ten_a", Isolation.SHARED, wait_s=1) as place:
+                place.report(begun)
+        stuck = world.pool.instance_of("ten_a").instance_id
+        await world.pool.watch()
+        assert ids(world, SHARED) == [stuck]
+        for _ in range(instance.UNBEGUN_MAX - 1):
+            async with world.pool.place("ten_a", Isolation.SHARED, wait_s=1) as place:
+                place.report(False)
+        await world.pool.watch()
+        await settle()
+        await visit(world, "ten_a")
+        assert world.pool.instance_of("ten_a").instance_id != stuck
+
+
 async def test_a_gateway_that_takes_too_much_memory_goes_when_its_successor_serves_and_its_runs_are_over() -> None:
     async with running(openclaw_memory_mib=1000) as world:
         started = world.hold("start")

@@ -282,6 +282,7 @@ class OpenClawAdapter(Adapter):
                 run.who = None
                 del self._active[who]
         events, used, trouble = work.turn.end()
+        place.report(trouble is None or trouble.reason is not Reason.RUNTIME_UNAVAILABLE or bool(work.meter.calls))
         work.usage = used
         run.tell(events)
         if trouble is not None:

@@ -142,8 +142,12 @@ def openclaw_json(*, port: int, token: str, proxy_base_url: str, policy: Policy,
             "level": "warn",
             "consoleLevel": "warn",
             "maxFileBytes": LOG_SIZE_MAX_BYTES,
+            # Who did what is in our own log, and here it would be written on every event.
+            "audit": {"enabled": False},
         },
-        "session": {"dmScope": "per-account-channel-peer"},
+        # Its maintenance has nothing to do where agents are reaped whole, and costs more than the turns: it opens each
+        # agent's files again in threads of its own, which may keep the gateway's own state locked for good.
+        "session": {"dmScope": "per-account-channel-peer", "maintenance": {"mode": "warn"}},
         "models": {
             "mode": "replace",
             "catalogRefresh": {"enabled": False},

@@ -20,15 +20,7 @@ from retinue_runtime_adapter.config import Settings
 from retinue_runtime_adapter.domain.troubles import Trouble
 from retinue_runtime_adapter.openclaw.admission import Admission, full
 from retinue_runtime_adapter.openclaw.gateway_config import Policies, openclaw_json
-from retinue_runtime_adapter.openclaw.ports import (
-    Backend,
-    Gateway,
-    InstanceSpec,
-    Isolation,
-    ModelProxy,
-    Place,
-    Process,
-)
+from retinue_runtime_adapter.openclaw.ports import Backend, Gateway, InstanceSpec, Isolation, ModelProxy, Place, Process
 from retinue_runtime_adapter.openclaw.probing import Health
 from retinue_runtime_adapter.openclaw.seats import Seat, Seats
 
@@ -40,6 +32,9 @@ START_TIMEOUT_S = 180.0
 
 ALIVE_POLL_S = 0.5
 """How soon it is noticed that a process ended while it should have begun."""
+
+UNBEGUN_MAX = 5
+"""Runs in a row that a gateway could not begin: its own files have been seen locked for good."""
 
 SILENCE_MAX_S = 90.0
 """A gateway that does not answer for so long hangs. Its event loop was seen to stand still for 76 s and to recover."""
@@ -149,6 +144,7 @@ class GatewayInstance:
         self._used: float | None = None
         self._heard_at = 0.0
         self._over: Trouble | None = None
+        self._unbegun_count = 0
         self._measured_at = 0.0
         self._starting = asyncio.Lock()
         self._opened = asyncio.Event()
@@ -288,7 +284,7 @@ class GatewayInstance:
         self._opened.set()
 
     async def end(self, grace_s: float) -> None:
-        """End its process and all that belongs to it. Raises nothing: what fails is logged."""
+        """End its process and all that belongs to it; what fails is logged."""
         self._proxy.forget(self.instance_id)
         self._policies.forget(self.instance_id)
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -343,7 +339,10 @@ class GatewayInstance:
             self.leave(seat)
             raise LostError(self._over or Trouble(Reason.RUNTIME_UNAVAILABLE, "The agent was taken off."))
         self._used = self._clock.now()
-        return Place(self.instance_id, seat.agent_id, self._gateway, seat.sessions)
+        return Place(self.instance_id, seat.agent_id, self._gateway, seat.sessions, self._report)
+
+    def _report(self, begun: bool) -> None:
+        self._unbegun_count = 0 if begun else self._unbegun_count + 1
 
     def leave(self, seat: Seat) -> None:
         """A run is over."""
@@ -364,6 +363,9 @@ class GatewayInstance:
             return Finding.DIED
         if self._gateway is not None and self._gateway.is_lost:
             self.detail = "its connection is lost for good"
+            return Finding.SILENT
+        if self._unbegun_count >= UNBEGUN_MAX:
+            self.detail = f"it has not begun {self._unbegun_count} runs in a row"
             return Finding.SILENT
         health = await probe(process.address)
         now = self._clock.monotonic()

@@ -181,6 +181,8 @@ class Place:
     gateway: Gateway
     sessions: dict[str, Any]
     """What sessions.py remembers of this instance and tenant; gone with them."""
+    report: Callable[[bool], None]
+    """Told of each run whether the gateway began it: one that begins none any more is replaced."""
 
 
 class Pool(Protocol):
