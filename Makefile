@@ -12,13 +12,13 @@ PYTHONS := .venv/bin/python python3.11 python3.12 python3.13 python3.14 python3
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in $(PYTHONS); do "$$p" -c '$(NEW_ENOUGH)' 2>/dev/null && echo "$$p" && break; done)
 BIN := .venv/bin
-# Above four, the databases of the tests' own wait for one another's disk.
-TEST_PROCESSES_MAX := 4
+# They wait as much as they work: on two cores three are faster than two. Above four, the databases of the tests' own wait
+# for one another's disk, and whole meshes for one another.
+TEST_PROCESSES := 3
 FAST := $(wildcard tests/tidy tests/unit tests/contract tests/integration)
 WHOLE := $(wildcard tests/e2e tests/chaos)
-# Each has a mesh of its own, and mostly waits. The tests of a file share what they start.
-WHOLE_PROCESSES := 2
 # Gateways of the real OpenClaw take a core to start and for each agent's first turn: what must hold of it runs last.
+CLAWED_PROCESSES := 2
 CLAWED := tests/e2e/test_openclaw.py tests/contract/test_adapter_conformance.py tests/contract/test_openclaw_isolation.py
 OPENCLAW := .build/openclaw
 # buf keeps a cache, and the home folder may not be writable.
@@ -35,9 +35,9 @@ ifneq ($(strip $(ARGS)),)
 	@$(BIN)/python -m pytest $(ARGS)
 else
 	@$(BIN)/python -m retinue_local.openclaw $(OPENCLAW) >/dev/null || echo "Tests that need OpenClaw are skipped." >&2
-	@$(BIN)/python -m pytest -m "not openclaw" --numprocesses auto --maxprocesses $(TEST_PROCESSES_MAX) $(FAST)
-	@$(if $(WHOLE),$(BIN)/python -m pytest -m "not openclaw" --numprocesses $(WHOLE_PROCESSES) --dist loadfile $(WHOLE))
-	@$(BIN)/python -m pytest -m "openclaw and not long" --numprocesses $(WHOLE_PROCESSES) --dist loadfile $(CLAWED)
+	@$(BIN)/python -m pytest -m "not openclaw" --numprocesses $(TEST_PROCESSES) $(FAST)
+	@$(if $(WHOLE),$(BIN)/python -m pytest -m "not openclaw" --numprocesses $(TEST_PROCESSES) --dist loadfile $(WHOLE))
+	@$(BIN)/python -m pytest -m "openclaw and not long" --numprocesses $(CLAWED_PROCESSES) --dist loadfile $(CLAWED)
 endif
 
 openclaw: prepare ## run every test that needs the real OpenClaw, those that take minutes too
@@ -68,6 +68,7 @@ fmt: prepare ## format everything in place
 bench: prepare ## measure the mesh against the bare model; prints a table, writes bench-results.json
 	@$(BIN)/python tests/bench/turns.py $(ARGS)
 	@$(BIN)/python tests/bench/fairness.py
+	@$(BIN)/python tests/bench/sandbox.py
 
 bench-openclaw: prepare ## measure the mesh on OpenClaw against OpenClaw driven directly; prints a table
 	@$(BIN)/python tests/bench/openclaw.py $(ARGS)

@@ -18,8 +18,10 @@ EDGE_DESCRIPTOR = ROOT / "gateway" / "src" / "retinue_gateway" / "edge.binpb"
 EDGE_FILES = [
     "retinue/edge/v1/dead_letter_service.proto",
     "retinue/edge/v1/edge_service.proto",
+    "retinue/edge/v1/file_service.proto",
     "retinue/edge/v1/instance_service.proto",
     "retinue/edge/v1/schedule_service.proto",
+    "retinue/edge/v1/tool_service.proto",
     "retinue/edge/v1/webhook_service.proto",
     "google/rpc/status.proto",
     "google/rpc/error_details.proto",

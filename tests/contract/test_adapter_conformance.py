@@ -257,6 +257,11 @@ async def test_a_checkpoint_that_means_nothing_begins_anew(client: Client) -> No
     assert told(await client.invoke("#tokens=2", checkpoint=b"\xff{")).text == "t0 t1"
 
 
+async def test_names_of_tools_that_are_not_there_keep_no_run_from_its_answer(client: Client) -> None:
+    found = told(await client.invoke("#tokens=2", tools=["exec", "mcp__*", "abacus"]))
+    assert (found.text, found.terminal) == ("t0 t1", ["finished"])
+
+
 async def test_a_description_names_the_runtime_and_its_models(client: Client) -> None:
     described = await client.describe()
     assert described.available

@@ -7,7 +7,7 @@ import asyncio
 import json
 import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +15,24 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from fake_box import FakeBox
+from fake_authority import FakeAuthority
+from fake_box import NO_BOX, FakeBox
 from hostile_model import SAID, SECRET, SECRET_HEAD, Call, Model, Shape, asked, attacks
 from retinue_kit.client import Peer
 from retinue_kit.clock import SystemClock
 from retinue_kit.ids import new_id
 from retinue_kit.server import Server
 from retinue_runtime_adapter.config import Settings
-from retinue_runtime_adapter.openclaw import keys, tool_policy
+from retinue_runtime_adapter.openclaw import keys, prompt, tool_policy
 from retinue_runtime_adapter.openclaw.backends.process import ProcessBackend
-from retinue_runtime_adapter.openclaw.bridge import Bridge, PlatformTool, RunIdentity
+from retinue_runtime_adapter.openclaw.bridge import Bridge
 from retinue_runtime_adapter.openclaw.gateway import WebSocketGateway
 from retinue_runtime_adapter.openclaw.gateway_config import Agent, openclaw_json
+from retinue_runtime_adapter.openclaw.permits import RunIdentity
 from retinue_runtime_adapter.openclaw.ports import InstanceSpec, Isolation
+from retinue_runtime_adapter.tools.box import SandboxBox
+from retinue_runtime_adapter.tools.ports import Call as ToolCall
+from retinue_runtime_adapter.tools.ports import Progress, Result, Scope, Verdict
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
 
@@ -49,21 +54,28 @@ class House:
     model: Model
     box: FakeBox
     bridge: Bridge
+    authority: FakeAuthority
 
     def shape(self, name: str) -> Shape:
         return self.shared if name == "shared" else self.cell
 
 
-async def echo(run: RunIdentity, arguments: dict[str, Any]) -> str:
-    return f"{run.tenant_id} in {run.session_id} says {arguments['text']}"
+class Echo:
+    name = "retinue_echo"
+    description = "Says it again."
+    parameters: Mapping[str, Any] = {
+        "type": "object",
+        "properties": {"text": {"type": "string"}},
+        "required": ["text"],
+    }
+    parallel = idempotent = False
+
+    async def call(self, scope: Scope, call: ToolCall, progress: Progress) -> Result:
+        return Result(ok=True, text=f"{scope.tenant_id} in {scope.session_id} says {call.arguments['text']}")
 
 
-ECHO = PlatformTool(
-    "retinue_echo",
-    "Says it again.",
-    {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
-    echo,
-)
+ECHO = Echo()
+DESCRIBED = {"name": ECHO.name, "description": ECHO.description, "parameters": ECHO.parameters}
 
 
 def plugin_with_a_tool(folder: Path) -> str:
@@ -84,7 +96,7 @@ async def begin(
     is_shared = len(names) > 1
     plugin = plugin_with_a_tool(folder / "plugin") if is_shared else str(tool_policy.PLUGIN_DIR)
     policy = tool_policy.policy(
-        plugin, bridge.base_url, bridge.credential(instance_id), tools=[ECHO.described()] if is_shared else []
+        plugin, bridge.base_url, bridge.credential(instance_id), tools=[DESCRIBED] if is_shared else []
     )
     ids = {name: keys.agent_id(f"ten_{name}") for name in names}
     agents = [Agent(agent_id, f"{model.url}/{agent_id}/v1", CREDENTIAL) for agent_id in ids.values()]
@@ -105,7 +117,7 @@ async def begin(
     stack.push_async_callback(gateway.close)
     await gateway.start(START_TIMEOUT_S)
     port = int(process.address.rpartition(":")[2])
-    return Shape(instance_id, Path(spec.folder), port, gateway, model, runs)
+    return Shape(instance_id, Path(spec.folder), port, gateway, model, runs, tools=(*NATIVE, ECHO.name))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -123,7 +135,8 @@ async def house(openclaw_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
         peer = Peer("sandbox", server.address)
         stack.push_async_callback(peer.close)
         runs: dict[tuple[str, str, str], RunIdentity] = {}
-        bridge = Bridge(peer, lambda *who: runs.get(who), tools=[ECHO])
+        authority = FakeAuthority()
+        bridge = Bridge(SandboxBox(peer), authority, lambda *who: runs.get(who), tools=[ECHO])
         await bridge.start()
         stack.push_async_callback(bridge.close)
         settings = Settings(address="", openclaw_dir=str(openclaw_dir), openclaw_state_dir=str(folder / "state"))
@@ -132,7 +145,7 @@ async def house(openclaw_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
         stack.push_async_callback(backend.close)
         began = [begin(stack, backend, (model, bridge, runs), folder, names) for names in ("abcd", "e")]
         shared, cell = await asyncio.gather(*began)
-        made = House(shared, cell, model, box, bridge)
+        made = House(shared, cell, model, box, bridge, authority)
         await prepare(made)
         yield made
 
@@ -229,6 +242,46 @@ async def test_tools_that_are_allowed_work_in_the_box_of_their_session(house: Ho
     }
     assert asked_of == {("ten_c", "ses_1", 1), ("ten_c", "ses_2", 1)}
     assert (house.box.workspace("ten_c") / "a.txt").read_text() == "hey"
+    # What a file tool came to is written down under its name, and a command under its own.
+    assert {request.origin.tool for request in house.box.requests[began:]} == {"write", "read", "exec"}
+
+
+async def test_what_a_model_reads_names_the_box_and_no_folder_of_the_host(house: House, openclaw_dir: Path) -> None:
+    asked = (await house.shared.turn("c", "prompt", "hello"))[0]["messages"][0]
+    assert str(house.shared.folder) in asked["content"]  # the reason for what `prompt` does
+    told = prompt.shape([asked], ())[0]["content"]
+    assert "Working directory: /workspace" in told
+    assert "/workspace/AGENTS.md" in told
+    for folder in (house.shared.folder, openclaw_dir, openclaw_dir.resolve()):
+        assert str(folder) not in told
+    assert "<skill>" not in told
+
+
+async def test_policy_is_asked_about_each_call_as_the_model_made_it(house: House) -> None:
+    began, asked = len(house.box.requests), len(house.authority.asked)
+    refused = {"write": Verdict("deny", reason="No writing today."), "exec": Verdict("ask", reason="It may hurt.")}
+    house.authority.verdicts = {**refused, ECHO.name: Verdict("deny", reason="Be quiet.")}
+    calls: list[Call] = [
+        ("write", {"path": "no.txt", "content": "x"}),
+        ("exec", {"command": "touch no.txt"}),
+        (ECHO.name, {"text": "no"}),
+    ]
+    told = await house.shared.call("c", "3", calls)
+    house.authority.verdicts = {}
+    assert "No writing today." in told[0]
+    assert "needs a person's approval" in told[1]
+    assert "It may hurt." in told[1]
+    assert "Be quiet." in told[2]
+    assert len(house.box.requests) == began
+    seen = {call.tool: call.arguments for scope, call in house.authority.asked[asked:] if scope.tenant_id == "ten_c"}
+    assert seen == dict(calls)
+
+
+async def test_a_run_that_policy_offers_nothing_can_call_nothing(house: House) -> None:
+    house.shared.tools = ()
+    told = await house.shared.call("c", "4", [("read", {"path": "a.txt"}), (ECHO.name, {"text": "no"})])
+    house.shared.tools = (*NATIVE, ECHO.name)
+    assert all("This run may not use the tool" in answer for answer in told)
 
 
 @pytest.mark.parametrize("name", ["c", "d"])
@@ -253,10 +306,10 @@ async def test_tools_that_are_allowed_do_not_leave_the_box(house: House, name: s
     untouched(house)
 
 
-async def test_without_a_box_what_is_allowed_fails(house: House) -> None:
+async def test_box_or_refuse_without_a_box_what_is_allowed_fails(house: House) -> None:
     calls: list[Call] = [("exec", {"command": "true"}), ("write", {"path": "a.txt", "content": "x"})]
     for answer in await house.shared.call("d", "1", calls):
-        assert "There is no sandbox in this deployment" in answer
+        assert NO_BOX in answer
     assert not (house.shared.workspace("d") / "a.txt").exists()
 
 

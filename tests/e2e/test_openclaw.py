@@ -126,6 +126,31 @@ async def test_cards_reasoning_and_errors_are_told_as_with_any_runtime(client, c
     assert [detail["reason"] for detail in error["details"] if "reason" in detail] == ["MODEL_REQUEST_REFUSED"]
 
 
+WORK = """#tool=write {"path": "src/hello.py", "content": "print(6 * 7)"}
+#then
+#tool=exec {"command": "python3 src/hello.py"}
+#tool=exec {"command": "pwd; ls STATE; true"}
+#tool=memory_note {"title": "Seen", "text": "It says 42."}
+#then
+#say=it says {results}"""
+
+
+async def test_tools_of_a_gateway_work_in_the_box_of_their_tenant_and_are_told(mesh, client, contact):
+    frames = await told(client, contact, WORK.replace("STATE", str(mesh.state)))
+    started = [frame["data"]["data"]["tool"] for frame in frames if frame["event"] == "tool.started"]
+    ended = [frame["data"]["data"] for frame in frames if frame["event"] == "tool.finished"]
+    assert started == ["write", "exec", "exec", "memory_note"]
+    assert len({one["call_id"] for one in ended}) == len(ended) == len(started), ended
+    [answer] = said(frames)
+    assert "| 42" in answer
+    assert "/workspace" in answer
+    assert "Noted: Seen." in answer
+    # What is on this machine is not in the box; and any other runtime finds the same files.
+    assert f"cannot access '{mesh.state}'" in answer
+    light = await told(client, contact, '#tool=read {"path": "src/hello.py"}\n#then\n#say={results}', runtime="light")
+    assert said(light) == ["print(6 * 7)"]
+
+
 async def test_a_cancelled_run_stops_in_the_gateway_too(client, contact, eventually, model_url):
     posted = await client.post(f"/v1/contacts/{contact}/messages", json={"text": "#tokens=2000 #delay=20"})
     run = posted.json()["run"]["run_id"]

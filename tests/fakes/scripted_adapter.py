@@ -11,7 +11,11 @@ A message is a script if it begins with `#script` and JSON: a list of actions, e
     ["say"]                   the text since the last message is a message
     ["checkpoint"]            what was done so far need not be done again
     ["tool", CALL_ID]         a tool call: its effect is written to the ledger, its end is recorded with a checkpoint
-    ["approval", CALL_ID]     waits for an approval, unless it is decided; then tells the decision as text
+    ["calls", IDS, AGAIN]     tool calls of one step: planned, begun by a pause, then each is a "call" in the ledger and
+                              its end is recorded. One whose end is not known is made again only where AGAIN says that
+                              it may be ("repeat" in the ledger); else its outcome stays unknown
+    ["approval", CALL_ID, PATTERN]  waits for an approval, unless it is decided; then tells the decision as text; the
+                              pattern, which may be left out, is what could be allowed for good
     ["fail", RETRYABLE]       fails
     ["fail_once"]             fails in the run's first attempt, in a way that another attempt can mend
     ["pause", MS]             waits
@@ -65,7 +69,7 @@ class Line(msgspec.Struct):
 
     run_id: str
     kind: str
-    """"step" or "effect"."""
+    """"step", "effect", "call" or "repeat"."""
     name: str
     token: int
     attempt: int
@@ -76,6 +80,12 @@ class State(msgspec.Struct):
 
     at: int = 0
     whole: list[str] = []
+    token: int = 0
+    """The attempt's, where it was written at a pause or after one: under it, nothing is told again."""
+    begun: list[str] = []
+    """Calls of the action at `at` that have begun, under the token."""
+    ended: list[str] = []
+    """Those of them whose end is recorded."""
 
 
 def read_script(text: str) -> list[list[Any]] | None:
@@ -105,14 +115,15 @@ class Scripted:
 
     async def events(self, script: list[list[Any]]) -> AsyncIterator[ev.RuntimeEvent]:
         """Do what is left of it."""
-        for told in self._state.whole:
+        mine = self._state.token == self._request.fencing_token
+        for told in [] if mine else self._state.whole:
             for event in (_delta(told), ev.RuntimeEvent(message_completed=ev.MessageCompleted(text=told))):
                 yield event
         for at in range(self._state.at, len(script)):
             name, *arguments = script[at]
             async for event in getattr(self, f"_{name}")(at, *arguments):
                 yield event
-                if event.WhichOneof("event") in ("failed", "approval_requested"):
+                if event.WhichOneof("event") in ("failed", "approval_requested", "paused"):
                     return
         async for event in self._say(len(script)):
             yield event
@@ -125,8 +136,9 @@ class Scripted:
         line = Line(request.run_id, kind, name, request.fencing_token, request.attempt)
         os.write(self._ledger, msgspec.json.encode(line) + b"\n")
 
-    def _saved(self, at: int) -> bytes:
-        return msgspec.json.encode(State(at, self._state.whole))
+    def _saved(self, at: int, begun: list[str] | None = None, ended: list[str] | None = None) -> bytes:
+        state = State(at, self._state.whole, self._request.fencing_token, begun or [], ended or [])
+        return msgspec.json.encode(state)
 
     async def _step(self, at: int, name: str) -> AsyncIterator[ev.RuntimeEvent]:
         self._write("step", name)
@@ -162,15 +174,41 @@ class Scripted:
         yield ev.RuntimeEvent(checkpoint=ev.Checkpoint(state=self._saved(at + 1)))
         yield ev.RuntimeEvent(tool_finished=ev.ToolFinished(call_id=call_id, ok=True, result="counted"))
 
-    async def _approval(self, at: int, call_id: str) -> AsyncIterator[ev.RuntimeEvent]:
+    async def _calls(self, at: int, call_ids: list[str], again: bool = False) -> AsyncIterator[ev.RuntimeEvent]:
+        state = self._state
+        if state.at != at or not state.begun:
+            async for event in self._say(at):
+                yield event
+            yield self._paused(at, call_ids, [])
+            return
+        ended, left = list(state.ended), [one for one in state.begun if one not in state.ended]
+        if state.token != self._request.fencing_token and again and left:
+            yield self._paused(at, left, ended)
+            return
+        known = state.token == self._request.fencing_token
+        for call_id in left:
+            if known:
+                self._write("repeat" if again else "call", call_id)
+            ended.append(call_id)
+            yield ev.RuntimeEvent(checkpoint=ev.Checkpoint(state=self._saved(at, state.begun, ended)))
+            result = "counted" if known else "unknown"
+            yield ev.RuntimeEvent(tool_finished=ev.ToolFinished(call_id=call_id, ok=known, result=result))
+
+    def _paused(self, at: int, starting: list[str], ended: list[str]) -> ev.RuntimeEvent:
+        begun = [*ended, *starting]
+        started = [ev.ToolStarted(call_id=one, tool="count") for one in starting]
+        return ev.RuntimeEvent(paused=ev.Paused(state=self._saved(at, begun, ended), starting=started))
+
+    async def _approval(self, at: int, call_id: str, pattern: str = "") -> AsyncIterator[ev.RuntimeEvent]:
         for decided in self._request.approvals:
             if decided.call_id == call_id:
                 yield _delta(decided.decision)
                 self._text += decided.decision
                 return
         asked = ev.ApprovalRequested(
-            call_id=call_id, tool="count", summary="counts", expire_s=EXPIRE_S, checkpoint=self._saved(at)
-        )
+            call_id=call_id, tool="count", summary="counts", expire_s=EXPIRE_S, checkpoint=self._saved(at),
+            pattern=pattern,
+        )  # fmt: skip
         yield ev.RuntimeEvent(approval_requested=asked)
 
     async def _fail(self, at: int, retryable: bool) -> AsyncIterator[ev.RuntimeEvent]:

@@ -6,6 +6,7 @@ answered is in its next request; `SAY text` says that.
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 from aiohttp import web
 from retinue_kit.ids import new_id
 from retinue_runtime_adapter.openclaw import keys, words
-from retinue_runtime_adapter.openclaw.bridge import RunIdentity
 from retinue_runtime_adapter.openclaw.gateway import WebSocketGateway
+from retinue_runtime_adapter.openclaw.permits import RunIdentity
 from retinue_runtime_adapter.openclaw.ports import Frame, RunCall
+from retinue_runtime_adapter.tools.ports import Scope
 
 TURN_TIMEOUT_S = 120.0
 """A turn takes less than a second; on a machine that does ten other things, a minute."""
@@ -100,6 +102,8 @@ class Shape:
     frames: list[Frame] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
+    tools: Sequence[str] = ()
+    """What policy offers the runs here."""
 
     def workspace(self, name: str) -> Path:
         return self.folder / "workspaces" / keys.agent_id(f"ten_{name}")
@@ -119,7 +123,8 @@ class Shape:
             time_s=TURN_TIMEOUT_S,
         )
         place = (self.instance_id, call.agent_id, call.session_key)
-        self.runs[place] = RunIdentity(tenant, f"ses_{session}", run_id, 1)
+        scope = Scope(tenant, f"ses_{session}", run_id, 1, "openclaw")
+        self.runs[place] = RunIdentity(scope, frozenset(self.tools))
         try:
             async with asyncio.timeout(TURN_TIMEOUT_S):
                 async for frame in self.gateway.run(call):

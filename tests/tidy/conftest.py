@@ -50,7 +50,7 @@ def texts(files: list[Path]) -> dict[str, str]:
     return {
         str(path.relative_to(ROOT)): path.read_text()
         for path in files
-        if path.suffix != ".binpb" and path.name not in LOCKS
+        if path.suffix not in (".binpb", ".bpf") and path.name not in LOCKS
     }
 
 

@@ -23,8 +23,8 @@ TOP = {
 """What stands at the top; whatever else turns up there was left by accident."""
 
 KINDS = {
-    *{".py", ".typed", ".proto", ".sql", ".lua", ".toml", ".yaml", ".yml", ".json", ".md", ".lock", ".binpb", ".cedar"},
-    *{".sh", ".css", ".html", ".js", ".svg", ".pem", ".tpl", ".jsonl", ".mjs"},
+    *{".py", ".typed", ".proto", ".sql", ".lua", ".toml", ".yaml", ".yml", ".json", ".md", ".lock", ".binpb"},
+    *{".sh", ".css", ".cedar", ".cedarschema", ".html", ".js", ".svg", ".pem", ".tpl", ".jsonl", ".mjs", ".bpf"},
 }
 """Kinds of files that have a place here; a new kind is added with its first file."""
 

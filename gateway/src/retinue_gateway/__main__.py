@@ -10,10 +10,14 @@ from retinue.edge.v1 import (
     dead_letter_service_pb2_grpc,
     edge_service_pb2,
     edge_service_pb2_grpc,
+    file_service_pb2,
+    file_service_pb2_grpc,
     instance_service_pb2,
     instance_service_pb2_grpc,
     schedule_service_pb2,
     schedule_service_pb2_grpc,
+    tool_service_pb2,
+    tool_service_pb2_grpc,
     webhook_service_pb2,
     webhook_service_pb2_grpc,
 )
@@ -25,7 +29,7 @@ from retinue_kit.server import Service
 from retinue_kit.streams import Bus
 from retinue_kit.watching import Subscriber
 
-from retinue_gateway.asgi import App
+from retinue_gateway.asgi import App, SocketHandler
 from retinue_gateway.collector import Collector
 from retinue_gateway.config import Settings
 from retinue_gateway.credentials import Credentials
@@ -33,20 +37,26 @@ from retinue_gateway.dead_letters import DeadLetterServicer
 from retinue_gateway.documents import Documents, KeySet
 from retinue_gateway.edge import Edge
 from retinue_gateway.events import Attendance, Events, Tick
+from retinue_gateway.files import REQUEST_SIZE_MAX_BYTES, FileServicer
 from retinue_gateway.instances import InstanceServicer
 from retinue_gateway.listener import Listener
+from retinue_gateway.mcp import endpoint as mcp
+from retinue_gateway.mcp.boxes import Boxes
 from retinue_gateway.openai_api import OpenAi
 from retinue_gateway.operations import Operations
 from retinue_gateway.readiness import Readiness, healthz
 from retinue_gateway.schedules import ScheduleServicer
 from retinue_gateway.service import EdgeServicer
+from retinue_gateway.tools import ToolServicer
 from retinue_gateway.webhooks import WebhookServicer
 from retinue_gateway.ws import Sockets
 
 EDGE = edge_service_pb2.DESCRIPTOR.services_by_name["EdgeService"].full_name
 DEAD_LETTERS = dead_letter_service_pb2.DESCRIPTOR.services_by_name["DeadLetterService"].full_name
+FILES = file_service_pb2.DESCRIPTOR.services_by_name["FileService"].full_name
 INSTANCES = instance_service_pb2.DESCRIPTOR.services_by_name["InstanceService"].full_name
 SCHEDULES = schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"].full_name
+TOOLS = tool_service_pb2.DESCRIPTOR.services_by_name["ToolService"].full_name
 WEBHOOKS = webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"].full_name
 TRACES = trace_service_pb2.DESCRIPTOR.services_by_name["TraceService"].full_name
 
@@ -75,6 +85,11 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Edge:
     readiness = Readiness({**probes, "postgres": partial(router.check, "postgres"), "redis": redis.ping}, clock)
     documents, keys = Documents(), KeySet(directory, clock)
     runtimes = [name.strip() for name in settings.runtimes.split(",") if name.strip()]
+    mounts: dict[str, SocketHandler] = {}
+    if "sandbox" in peers:
+        endpoint = mcp.Endpoint(Boxes(peers["policy"], peers["sandbox"]), credentials, settings.mcp_hosts)
+        await stack.enter_async_context(endpoint.running())
+        mounts[mcp.PATH] = endpoint.serve
     openai = OpenAi(operations, events, credentials, runtimes)
     app = App(
         {
@@ -87,6 +102,7 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Edge:
             ("POST", "/v1/chat/completions"): openai.complete,
         },
         {"/v1/ws": Sockets(operations, events, credentials).serve},
+        mounts,
     )
     stack.callback(keep("refresh-keys", credentials.refresh_for_ever).cancel)
     stack.callback(keep("look-for-readers", attendance.look_for_ever).cancel)
@@ -100,11 +116,18 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Edge:
             DEAD_LETTERS,
         ),
         Service(
+            file_service_pb2_grpc.add_FileServiceServicer_to_server,
+            FileServicer(peers.get("sandbox"), settings.upload_content_types),
+            FILES,
+            REQUEST_SIZE_MAX_BYTES,
+        ),
+        Service(
             instance_service_pb2_grpc.add_InstanceServiceServicer_to_server,
             InstanceServicer(peers["policy"], peers["runtime-adapter"]),
             INSTANCES,
         ),
         Service(schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server, ScheduleServicer(router), SCHEDULES),
+        Service(tool_service_pb2_grpc.add_ToolServiceServicer_to_server, ToolServicer(peers["policy"], router), TOOLS),
         Service(webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server, WebhookServicer(router), WEBHOOKS),
         Service(trace_service_pb2_grpc.add_TraceServiceServicer_to_server, collector, TRACES),
     ]

@@ -118,9 +118,16 @@ SocketHandler = Callable[[Scope, Receive, Send], Awaitable[None]]
 class App:
     """Finds what serves a request by method and path; answers errors that the handlers leave."""
 
-    def __init__(self, routes: dict[tuple[str, str], Handler], sockets: dict[str, SocketHandler]) -> None:
+    def __init__(
+        self,
+        routes: dict[tuple[str, str], Handler],
+        sockets: dict[str, SocketHandler],
+        mounts: dict[str, SocketHandler] | None = None,
+    ) -> None:
+        """`mounts` are applications of their own, by path: every method is theirs, and so are their errors."""
         self._routes = routes
         self._sockets = sockets
+        self._mounts = mounts or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or socket, as ASGI calls it."""
@@ -131,6 +138,10 @@ class App:
             else:
                 await handle_socket(scope, receive, send)
             return
+        mount = self._mounts.get(scope["path"])
+        if mount is not None:
+            await mount(scope, receive, send)
+            return
         request = Request(scope, receive, send)
         handler = self._routes.get((scope["method"], scope["path"]), _not_found)
         try:
@@ -138,7 +149,7 @@ class App:
         except ConnectionError:
             log.debug("client left", path=request.path)
         except Exception as error:
-            await _refuse(request, error)
+            await refuse(request, error)
 
 
 async def _not_found(request: Request) -> None:
@@ -146,7 +157,8 @@ async def _not_found(request: Request) -> None:
     raise RetinueError(Reason.ROUTE_NOT_FOUND, "There is nothing at this path for this method.")
 
 
-async def _refuse(request: Request, error: Exception) -> None:
+async def refuse(request: Request, error: Exception) -> None:
+    """Answer an error in the shape of the public API. Raises ConnectionError if an answer has begun."""
     told = encode.error(error)
     if request.begun:
         raise ConnectionError("an answer broke off") from error
@@ -157,4 +169,4 @@ async def _refuse(request: Request, error: Exception) -> None:
 
 
 def _too_large() -> RetinueError:
-    return RetinueError(Reason.BODY_TOO_LARGE, "The body is larger than 1 MiB.")
+    return RetinueError(Reason.BODY_TOO_LARGE, "The body is larger than 1 MiB, or the file than 4 MiB.")

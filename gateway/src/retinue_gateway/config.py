@@ -2,6 +2,18 @@
 
 import msgspec
 
+UPLOAD_CONTENT_TYPES = (
+    "text/* image/* audio/* video/* font/* application/json application/*+json application/jsonl application/x-ndjson "
+    "application/pdf application/rtf application/xml application/*+xml application/yaml application/x-yaml "
+    "application/toml application/sql application/javascript application/x-python-code application/x-sh "
+    "application/zip application/gzip application/x-gzip application/x-tar application/x-bzip2 application/x-xz "
+    "application/x-7z-compressed application/zstd application/epub+zip application/msword application/vnd.ms-* "
+    "application/vnd.openxmlformats-officedocument.* application/vnd.oasis.opendocument.* "
+    "application/vnd.sqlite3 application/x-sqlite3 application/vnd.apache.parquet application/octet-stream"
+)
+"""Documents, data, pictures, sound, archives, and bytes that nobody has named. What is left out are envelopes, which
+would be kept as they are (multipart, forms), and programs that say so."""
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Read from RETINUE_<NAME>."""
@@ -28,9 +40,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Has the instances."""
 
     portability_address: str = ""
-    """Only asked for its health; so is the following. What has no address is left out of the answer."""
+    """Only asked for its health. What has no address, here or below, is left out of the answer."""
 
     sandbox_address: str = ""
+    """Keeps the tenants' files, and has their boxes; without it there are none, and no `/v1/mcp`."""
+
+    mcp_hosts: str = "127.0.0.1:*,localhost:*,[::1]:*"
+    """Public names of this address, separated by commas, with `:*` for any port: a request of MCP that names another
+    host, or comes from a page of another one, is refused."""
+
+    upload_content_types: str = UPLOAD_CONTENT_TYPES
+    """Content types of files that are let in, separated by spaces; `*` stands for anything."""
 
     runtimes: str = "light"
     """Runtimes that are switched on, separated by commas: the models that OpenAI's clients may name."""

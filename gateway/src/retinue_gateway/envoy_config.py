@@ -20,7 +20,8 @@ HEADERS_TIMEOUT_S = 10
 """A client that needs longer to send its headers is holding a connection, not making a request."""
 
 REQUEST_TIMEOUT_S = 30
-"""Time for a whole request to arrive: 1 MiB at 35 KiB/s. An upgraded socket is past this once it is answered."""
+"""Time for a whole request to arrive: 1 MiB at 35 KiB/s, a file of 4 MiB at 140 KiB/s. An upgraded socket is
+past this once it is answered."""
 
 DELAYED_CLOSE_TIMEOUT_S = 0.1
 """How long a client may take to close after all was sent to it. Envoy's own second would hold up everybody who waits

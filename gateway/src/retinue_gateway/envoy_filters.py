@@ -11,6 +11,9 @@ Json = dict[str, Any]
 BODY_SIZE_MAX_BYTES = 1024 * 1024
 """A request's body as the public contract bounds it; below what the services take, so that the edge is who refuses."""
 
+FILE_SIZE_MAX_BYTES = 4 * BODY_SIZE_MAX_BYTES
+"""A file that is uploaded, which is the body."""
+
 ANSWER_SIZE_MAX_BYTES = 32 * 1024 * 1024
 """A unary answer as JSON: a page of 2 MiB grows by escapes, at worst sixfold."""
 
@@ -38,7 +41,9 @@ INSTANCE_SERVICE = f"{EDGE_PACKAGE}.InstanceService"
 EDGE_SERVICES = (
     EDGE_SERVICE,
     INSTANCE_SERVICE,
+    f"{EDGE_PACKAGE}.FileService",
     f"{EDGE_PACKAGE}.ScheduleService",
+    f"{EDGE_PACKAGE}.ToolService",
     f"{EDGE_PACKAGE}.WebhookService",
     f"{EDGE_PACKAGE}.DeadLetterService",
 )
@@ -193,7 +198,7 @@ def _limit_rate() -> Json:
     }
 
 
-def transcoder(descriptor: Path, services: list[str]) -> Json:
+def transcoder(descriptor: Path, services: list[str], body_size_max_bytes: int = BODY_SIZE_MAX_BYTES) -> Json:
     """Turn JSON into calls of these services, and their answers into JSON."""
     return {
         "@type": f"{FILTERS}.grpc_json_transcoder.v3.GrpcJsonTranscoder",
@@ -205,6 +210,6 @@ def transcoder(descriptor: Path, services: list[str]) -> Json:
         "request_validation_options": {"reject_unknown_method": True},
         # Clients write `@`, `:` and `+` of a contact's name both plain and escaped.
         "url_unescape_spec": "ALL_CHARACTERS_EXCEPT_SLASH",
-        "max_request_body_size": BODY_SIZE_MAX_BYTES,
+        "max_request_body_size": body_size_max_bytes,
         "max_response_body_size": ANSWER_SIZE_MAX_BYTES,
     }

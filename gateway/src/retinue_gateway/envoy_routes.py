@@ -9,6 +9,8 @@ from retinue_gateway.envoy_filters import (
     BODY_SIZE_MAX_BYTES,
     EDGE_PACKAGE,
     EDGE_SERVICE,
+    EDGE_SERVICES,
+    FILE_SIZE_MAX_BYTES,
     FILTERS,
     INSTANCE_SERVICE,
     OPEN_PATHS,
@@ -34,6 +36,9 @@ RETRIES_MAX = 3
 API_PREFIXES = ("/v1/", "/api/")
 """Where the JSON form of the contract lies."""
 
+FILES_PREFIX = "/v1/files/"
+"""Where a body is a file, and may be larger than another."""
+
 _AUTHORITY = {
     "header": {"key": "x-retinue-authority", "value": "%REQ(:AUTHORITY)%"},
     "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
@@ -53,12 +58,7 @@ def routes(descriptor: Path) -> Json:
     plain = {  # what ASGI answers is not transcoded
         "envoy.filters.http.grpc_json_transcoder": transcoder(descriptor, [])
     }
-    bounded = {
-        "envoy.filters.http.buffer": {
-            "@type": f"{FILTERS}.buffer.v3.BufferPerRoute",
-            "buffer": {"max_request_bytes": BODY_SIZE_MAX_BYTES},
-        }
-    }
+    bounded = _bounded(BODY_SIZE_MAX_BYTES)
 
     def asgi(path: str, method: str, timeout_s: int, **more: object) -> Json:
         header = {"name": ":method", "string_match": {"exact": method}}
@@ -73,8 +73,15 @@ def routes(descriptor: Path) -> Json:
         action = {"cluster": GRPC_CLUSTER, "timeout": f"{timeout_s}s", "retry_policy": _retries()}
         return {"match": {"prefix": prefix}, "route": action, **more}
 
-    # What says that it is too large is read to its end there: cut off here, a client may not come to read why.
-    too_large = {"name": "content-length", "range_match": {"start": BODY_SIZE_MAX_BYTES + 1, "end": 2**63 - 1}}
+    def too_large(prefix: str, size_max_bytes: int) -> Json:
+        # What says that it is too large is read to its end there: cut off here, a client may not come to read why.
+        header = {"name": "content-length", "range_match": {"start": size_max_bytes + 1, "end": 2**63 - 1}}
+        return {
+            "match": {"prefix": prefix, "headers": [header]},
+            "route": {"cluster": ASGI_CLUSTER, "timeout": f"{DRAIN_TIMEOUT_S}s"},
+            "typed_per_filter_config": plain,
+        }
+
     listed: list[Json] = [
         {  # no name holds a slash, and what one is must not be read in two ways
             "match": {"safe_regex": {"regex": "(?i).*%(2f|5c).*"}},
@@ -82,19 +89,26 @@ def routes(descriptor: Path) -> Json:
             "typed_per_filter_config": plain,
         },
     ]
+    file = {
+        **_bounded(FILE_SIZE_MAX_BYTES),
+        **without_grpc_headers(),
+        "envoy.filters.http.grpc_json_transcoder": transcoder(descriptor, [*EDGE_SERVICES], FILE_SIZE_MAX_BYTES),
+    }
     listed += [
-        {
-            "match": {"prefix": prefix, "headers": [too_large]},
-            "route": {"cluster": ASGI_CLUSTER, "timeout": f"{DRAIN_TIMEOUT_S}s"},
-            "typed_per_filter_config": plain,
-        }
-        for prefix in API_PREFIXES
+        too_large(FILES_PREFIX, FILE_SIZE_MAX_BYTES),
+        grpc(FILES_PREFIX, 0, typed_per_filter_config=file),
+        *(too_large(prefix, BODY_SIZE_MAX_BYTES) for prefix in API_PREFIXES),
     ]
     listed += [asgi(path, "GET", 10, typed_per_filter_config=plain, tracing=untraced) for path in OPEN_PATHS]
     listed += [
         asgi("/v1/ws", "GET", 0, typed_per_filter_config=plain),
         asgi("/v1/models", "GET", 10, typed_per_filter_config=plain),
         asgi("/v1/chat/completions", "POST", 0, typed_per_filter_config={**plain, **bounded}),
+        {  # whatever the method: which there are, and how one is refused that is not, is said by MCP
+            "match": {"path": "/v1/mcp"},
+            "route": {"cluster": ASGI_CLUSTER, "timeout": "0s", "retry_policy": _retries()},
+            "typed_per_filter_config": {**plain, **bounded},
+        },
     ]
     # A transcoded request is routed a second time, by its method.
     listed += [grpc(f"/{EDGE_SERVICE}/{method}", 0) for method in _STREAMING_METHODS]
@@ -110,6 +124,15 @@ def routes(descriptor: Path) -> Json:
         "virtual_hosts": [{"name": "edge", "domains": ["*"], "routes": listed}],
         "response_headers_to_add": [envoy_refusals.TRACE_ID_HEADER],
         "response_headers_to_remove": ["grpc-accept-encoding"],
+    }
+
+
+def _bounded(size_max_bytes: int) -> Json:
+    return {
+        "envoy.filters.http.buffer": {
+            "@type": f"{FILTERS}.buffer.v3.BufferPerRoute",
+            "buffer": {"max_request_bytes": size_max_bytes},
+        }
     }
 
 

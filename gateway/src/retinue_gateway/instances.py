@@ -7,19 +7,17 @@ processes or other tenants, so none of it is passed on: a client is told states,
 import re
 from collections.abc import Mapping
 
-import structlog
 from retinue.edge.v1 import instance_service_pb2 as edge
 from retinue.edge.v1 import instance_service_pb2_grpc as edge_grpc
-from retinue.policy.v1 import breaker_pb2, policy_service_pb2, policy_service_pb2_grpc
 from retinue.runtime_adapter.v1 import instance_service_pb2 as adapter_wire
 from retinue.runtime_adapter.v1 import instance_service_pb2_grpc as adapter_grpc
-from retinue_kit import ids
 from retinue_kit.client import Peer
 from retinue_kit.errors import Code, Reason, RetinueError
 from retinue_kit.server import text_metadata
 
 from retinue_gateway import fields
 from retinue_gateway.calls import Context, caller_of
+from retinue_gateway.decisions import Decisions
 
 CHANGE_TIMEOUT_S = 30.0
 """Assigning or taking off an agent changes the configuration of a process that may be busy with turns: seconds."""
@@ -49,8 +47,6 @@ DETAILS = {
 
 _AUTHORITY = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 """A host, with a port or without. Headers may hold more, such as a user name that hides which host follows."""
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 def chat_url(metadata: Mapping[str, str]) -> str:
@@ -95,8 +91,7 @@ class InstanceServicer(edge_grpc.InstanceServiceServicer):
     """Serves retinue.edge.v1.InstanceService."""
 
     def __init__(self, policy: Peer, adapter: Peer) -> None:
-        self._policy = policy
-        self._decisions = policy_service_pb2_grpc.PolicyServiceStub(policy.channel)
+        self._decisions = Decisions(policy)
         self._adapter = adapter
         self._instances = adapter_grpc.InstanceServiceStub(adapter.channel)
 
@@ -158,13 +153,7 @@ class InstanceServicer(edge_grpc.InstanceServiceServicer):
 
     async def _isolation(self, tenant_id: str) -> str:
         """Ask how the tenant's chat is kept apart. Raises RetinueError(RUNTIME_UNAVAILABLE) if it needs no instance."""
-        asked = policy_service_pb2.DecideRequest(
-            tenant_id=tenant_id, run_id=ids.new_id("run"), kind=KIND, requested_runtime="auto", attempt=1
-        )
-        answer: policy_service_pb2.DecideResponse = await self._policy.call(self._decisions.Decide, asked)
-        decision = answer.decision
-        if decision.probes:
-            await self._leave_probe(asked, decision.runtime)
+        decision = await self._decisions.decide(tenant_id, KIND)
         if decision.runtime != RUNTIME:
             raise RetinueError(
                 Reason.RUNTIME_UNAVAILABLE,
@@ -173,14 +162,3 @@ class InstanceServicer(edge_grpc.InstanceServiceServicer):
                 runtime=RUNTIME,
             )
         return decision.isolation
-
-    async def _leave_probe(self, asked: policy_service_pb2.DecideRequest, runtime: str) -> None:
-        """Give back the turn of finding out whether the runtime works again: no run of ours will."""
-        outcome = breaker_pb2.Outcome(
-            tenant_id=asked.tenant_id, runtime=runtime, run_id=asked.run_id, result="abandoned"
-        )
-        request = policy_service_pb2.ReportOutcomesRequest(outcomes=[outcome])
-        try:
-            await self._policy.call(self._decisions.ReportOutcomes, request)
-        except RetinueError as error:  # it runs out by itself
-            log.info("probe not given back", runtime=runtime, detail=error.private)

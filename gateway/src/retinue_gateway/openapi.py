@@ -24,13 +24,16 @@ Json = dict[str, Any]
 Field = descriptor_pb2.FieldDescriptorProto
 
 ROOT = Path(__file__).resolve().parents[3]
-AREAS = ("edge", "schedule", "webhook", "dead_letter", "instance")
+AREAS = ("edge", "schedule", "webhook", "dead_letter", "instance", "file", "tool")
 SERVICE_FILES = [f"retinue/edge/v1/{area}_service.proto" for area in AREAS]
 PACKAGE = ".retinue.edge.v1."
 _KEYED = frozenset({"SendMessage", "StreamMessage", "CreateTask", "CreateSchedule"})
 _AS_ABOVE = " Failures as in EdgeService."
 """What services' comments end with; readers of the document have that service's words before them."""
 _WATCHES = frozenset({"WatchContact", "WatchRun"})
+_BYTES = ".google.api.HttpBody"
+"""Of this type are bodies that are a file's bytes, of any content type."""
+_ANY_BYTES: Json = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
 _SCALARS: dict[int, Json] = {
     Field.TYPE_STRING: {"type": "string"},
     Field.TYPE_BOOL: {"type": "boolean"},
@@ -105,7 +108,7 @@ def _rule(method: descriptor_pb2.MethodDescriptorProto) -> tuple[str, str, bool]
     """Read how HTTP says a method: verb, path, and whether a body comes along."""
     rule = method.options.Extensions[annotations_pb2.http]
     verb = rule.WhichOneof("pattern") or ""
-    return verb, getattr(rule, verb), bool(rule.body)
+    return verb, getattr(rule, verb).replace("=**", ""), bool(rule.body)
 
 
 def _tag(path: str) -> str:
@@ -181,9 +184,7 @@ class Document:
             ],
         }
         if has_body:
-            body = self._object(method.input_type, rest)
-            content = {"application/json": {"schema": body}}
-            operation["requestBody"] = {"required": "required" in body, "content": content}
+            operation["requestBody"] = self._body(method.input_type, rest)
         else:
             operation["parameters"] += [self._parameter(method.input_type, field, "query") for field in rest]
         operation["parameters"] += list(_headers(method.name))
@@ -191,6 +192,12 @@ class Document:
             operation["security"] = [{"bearer": []}, {"accessToken": []}]
         operation["responses"] = self._responses(method, has_body)
         return verb, path, operation
+
+    def _body(self, name: str, rest: list[Field]) -> Json:
+        if [field.type_name for field in rest] == [_BYTES]:
+            return {"required": False, "description": self._contract.comments[name], "content": _ANY_BYTES}
+        body = self._object(name, rest)
+        return {"required": "required" in body, "content": {"application/json": {"schema": body}}}
 
     def _responses(self, method: descriptor_pb2.MethodDescriptorProto, has_body: bool) -> Json:
         headers: Json = {"x-trace-id": {"$ref": "#/components/headers/x-trace-id"}}
@@ -200,6 +207,9 @@ class Document:
         if method.server_streaming:
             content: Json = {"text/event-stream": {"schema": openapi_extra.SERVER_SENT_EVENT}}
             text = "Events, each with its cursor as id, its type as event, and the Event as data."
+        elif method.output_type == _BYTES:
+            content = _ANY_BYTES
+            text = "The file's bytes; its content type goes by its name."
         else:
             content = {"application/json": {"schema": self._reference(method.output_type)}}
             text = self._contract.comments[method.output_type]

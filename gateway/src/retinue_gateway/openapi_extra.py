@@ -153,7 +153,7 @@ RESPONSES: Json = {
     "Forbidden": _refusal("The token lacks the scope, or policy said no."),
     "NotFound": _refusal("There is no such thing, or it is another tenant's."),
     "Conflict": _refusal("The idempotency key was used with another body, or the session is busy."),
-    "TooLarge": _refusal("The body is larger than 1 MiB."),
+    "TooLarge": _refusal("The body is larger than 1 MiB, or the file than 4 MiB."),
     "TooMany": _refusal("A rate or quota of the tenant is used up.", retry=True),
     "Unavailable": _refusal("A part of the mesh does not answer at the moment, or the queue is full.", retry=True),
     "Failed": _refusal("Something went wrong inside; x-trace-id leads to it."),

@@ -15,6 +15,9 @@ MAIL = ("task.finished", "run.cancelled", "approval.decided")
 BY_THE_CLOCK = "scheduled"
 """The kind of tasks that a schedule asks for."""
 
+BEGUN_AT_A_PAUSE = "paused-"
+"""What the ids of calls begin with whose start is recorded at a pause."""
+
 MARK = re.compile(r"m:(\w+):([\w-]+):")
 """Each text bears the tenant and the contact that it was meant for."""
 
@@ -259,6 +262,37 @@ def goes_on_from_the_checkpoint(history: History) -> Iterator[str]:
             yield f"{run_id}: {name} was recorded at {done} and done again under token {token}"
 
 
+def one_effect(history: History) -> Iterator[str]:
+    """A call has begun in the log before it is made; one that must not be repeated is made once at most, and once if
+    its end is recorded as known.
+    """
+    yield from _made_in_the_box(history)
+    calls = [line for line in history.ledger if line.kind in ("call", "repeat")]
+    times = Counter((line.run_id, line.name) for line in calls)
+    for line in calls:
+        if line.kind == "call" and times[line.run_id, line.name] > 1:
+            yield f"{line.run_id}: {line.name} was made {times[line.run_id, line.name]} times"
+    for contact in _standing(history):
+        begun = {(e.run_id, e.data["call_id"], e.cursor[0]) for e in contact.log if e.type == "tool.started"}
+        runs = {run.run_id for run in contact.runs}
+        for line in calls:
+            if line.run_id in runs and (line.run_id, line.name, line.token) not in begun:
+                yield f"{line.run_id}: {line.name} was made under token {line.token}, where it has not begun"
+        for event in (event for event in contact.log if event.type == "tool.finished"):
+            name = event.data["call_id"]
+            if name.startswith(BEGUN_AT_A_PAUSE) and event.data["ok"] and not times[event.run_id, name]:
+                yield f"{event.run_id}: {name} is recorded as made and was not"
+
+
+def _made_in_the_box(history: History) -> Iterator[str]:
+    ends = {e.run_id: e.data for contact in _standing(history) for e in contact.log if e.type == "tool.finished"}
+    for effect in history.effects:
+        if effect.count > 1:
+            yield f"{effect.run_id}: its command ran {effect.count} times"
+        if effect.count < 1 and ends.get(effect.run_id, {}).get("ok"):
+            yield f"{effect.run_id}: its command is recorded as run and was not"
+
+
 def files_follow_the_log(history: History) -> Iterator[str]:
     """The conversation is listed as the log has it; thread.jsonl is as much of it as was written, each line once."""
     for contact in _standing(history):
@@ -291,6 +325,7 @@ CHECKS: tuple[Check, ...] = (
     deltas_make_the_text,
     no_cross_tenant,
     goes_on_from_the_checkpoint,
+    one_effect,
     files_follow_the_log,
     only_retryable_errors,
 )

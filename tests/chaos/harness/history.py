@@ -44,6 +44,8 @@ class Intent(msgspec.Struct):
     order: int = 0
     """Place among the sender's messages to this contact; 0 where several were sent at once."""
     kind: str = "chat"
+    effect: str = ""
+    """A file of the tenant's that its tool call writes a line to, each time that it is made."""
 
 
 class Event(msgspec.Struct):
@@ -102,9 +104,17 @@ class Ledger(msgspec.Struct):
 
     run_id: str
     kind: str
+    """"step", "effect", "call" or "repeat"; see the scripted adapter."""
     name: str
     token: int
     attempt: int
+
+
+class Effect(msgspec.Struct):
+    """How often the tool call of a run was made, as the files of its tenant show."""
+
+    run_id: str
+    count: int
 
 
 class History(msgspec.Struct):
@@ -122,6 +132,7 @@ class History(msgspec.Struct):
     watches: list[Watch] = []
     contacts: list[Contact] = []
     ledger: list[Ledger] = []
+    effects: list[Effect] = []
     errors: list[str] = []
     """Errors that no client should have met."""
 

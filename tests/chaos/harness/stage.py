@@ -124,6 +124,13 @@ class Stage:
         if self._ledger.exists():
             os.truncate(self._ledger, 0)
 
+    def lines_of(self, tenant_id: str, name: str) -> int:
+        """Count the lines of a file that a tool has written, 0 if there is none."""
+        try:
+            return len((self._paths.workspaces / tenant_id / "files" / name).read_bytes().splitlines())
+        except FileNotFoundError:
+            return 0
+
     def read_thread(self, tenant_id: str, contact: Contact) -> None:
         """Read a contact's thread.jsonl, if there is one."""
         file = self._paths.workspaces / tenant_id / "contacts" / contact.name / "thread.jsonl"

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import checks, faults, operators
+from harness import boxes, checks, faults, operators
 from harness.board import Board
 from harness.clients import Client
 from harness.faults import Blow, Hand
-from harness.history import Contact, Event, History
+from harness.history import Contact, Effect, Event, History
 from harness.operators import Receiver
 from harness.points import ROOT, declared
 from harness.stage import Stage, runs_of
@@ -106,7 +106,7 @@ class Seed:
             await stack.enter_async_context(client.http)
             clients.append(client)
         # Tenants share names of contacts, so that a mix-up would show.
-        ways = [*WAYS, *operators.WAYS, *self._rng.sample(WAYS, 2)]
+        ways = [*WAYS, *operators.WAYS, *boxes.WAYS]
         self._rng.shuffle(ways)
         for number, way in enumerate(ways):
             contact = f"friend-{number // TENANTS}"
@@ -170,6 +170,11 @@ class Seed:
             contact.log = await _read_log(client, contact.name, ends.get((contact.tenant, contact.name), (0, 0)))
             contact.messages = await _read_messages(client, contact.name)
             self._stage.read_thread(self._tenants[contact.tenant], contact)
+        runs = {(a.tenant, a.key): a.run_id for a in self._history.answers if a.run_id}
+        for intent in self._history.intents:
+            if intent.effect and (intent.tenant, intent.key) in runs:
+                count = self._stage.lines_of(self._tenants[intent.tenant], intent.effect)
+                self._history.effects.append(Effect(runs[intent.tenant, intent.key], count))
         self._history.ledger = self._stage.ledger({r.run_id for c in self._history.contacts for r in c.runs})
 
     async def _settle(self, database) -> None:  # type: ignore[no-untyped-def]

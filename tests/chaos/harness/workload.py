@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from harness.checks import mark
+from harness.checks import BEGUN_AT_A_PAUSE, mark
 from harness.clients import PATIENCE_S, PAUSE_S, Client
 from harness.history import Event, Intent
 
@@ -116,17 +116,18 @@ async def tools(person: Person) -> None:
     """Has a run call tools between its steps."""
     actions, said = _steps(person, 2)
     last = person.words(3)
-    actions[4:4] = [["tool", "call1"]]
-    actions += [["card", person.mark], ["tool", "call2"], ["reasoning", "so"], ["words", last, MS]]
+    actions[4:4] = [["tool", "call1"], ["calls", [f"{BEGUN_AT_A_PAUSE}1", f"{BEGUN_AT_A_PAUSE}2"]]]
+    actions += [["card", person.mark], ["tool", "call2"], ["calls", [f"{BEGUN_AT_A_PAUSE}3"], True]]
+    actions += [["reasoning", "so"], ["words", last, MS]]
     await person.ended(await person.send(person.script(actions, [*said, last]), reasoning=True))
 
 
 async def approves(person: Person) -> None:
     """Lets a run wait for an approval, and decides it; then stops another that waits."""
-    said = person.words(3)
-    actions: list[list[Any]] = [["words", said, MS], ["say"], ["approval", "ask1"]]
+    said, call = person.words(3), f"{BEGUN_AT_A_PAUSE}1"
+    actions: list[list[Any]] = [["words", said, MS], ["say"], ["approval", call], ["calls", [call]]]
     run = await person.send(person.script(actions, [said, "allow_once"]))
-    await _decide(person, run)
+    await decide(person, run, "allow_once")
     await person.ended(run)
     said = person.words(2)
     other = await person.send(
@@ -137,7 +138,8 @@ async def approves(person: Person) -> None:
     await person.ended(other)
 
 
-async def _decide(person: Person, run: str | None) -> None:
+async def decide(person: Person, run: str | None, decision: str) -> None:
+    """Answer what a run asks for, once it does."""
     if run is None or not await person.client.board.until_told(run, "approval.requested", END_TIMEOUT_S):
         return
     response = await person.client.call("GET", "/v1/approvals", params={"state": "pending", "page_size": 200})
@@ -145,7 +147,7 @@ async def _decide(person: Person, run: str | None) -> None:
     for approval in asked:
         path = f"/v1/approvals/{approval['approval_id']}:decide"
         # 400: it was decided by a try before this one, whose answer was lost.
-        await person.client.call("POST", path, json={"decision": "allow_once"}, expected=(200, 400))
+        await person.client.call("POST", path, json={"decision": decision}, expected=(200, 400))
 
 
 async def _cancel(person: Person, run: str | None) -> None:

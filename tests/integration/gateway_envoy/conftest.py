@@ -23,8 +23,10 @@ from google.api.httpbody_pb2 import HttpBody
 from jwt.algorithms import ECAlgorithm
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from retinue.edge.v1 import approval_pb2, contact_pb2, edge_service_pb2, edge_service_pb2_grpc, run_pb2
+from retinue.edge.v1.file_service_pb2_grpc import add_FileServiceServicer_to_server
 from retinue.edge.v1.instance_service_pb2_grpc import add_InstanceServiceServicer_to_server
-from retinue_gateway import envoy_config, envoy_filters
+from retinue_gateway import envoy_config, envoy_filters, files
+from retinue_gateway.config import UPLOAD_CONTENT_TYPES
 from retinue_gateway.instances import InstanceServicer
 from retinue_kit.client import Peer
 from retinue_kit.errors import Reason, RetinueError
@@ -136,6 +138,7 @@ class Mesh:
             self.port = probe.getsockname()[1]
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self.nobody = Peer("nobody", f"unix:{folder}/nobody.sock")
+        self.sandbox = Peer("sandbox", f"unix:{folder}/sandbox.sock")
         self.server = self._new_server()
         self._envoy = None
 
@@ -147,7 +150,13 @@ class Mesh:
             InstanceServicer(self.nobody, self.nobody),
             envoy_filters.INSTANCE_SERVICE,
         )
-        return Server(f"unix:{self.folder}/gateway.sock", [edge, traces, instances])
+        kept = Service(
+            add_FileServiceServicer_to_server,
+            files.FileServicer(self.sandbox, UPLOAD_CONTENT_TYPES),
+            "retinue.edge.v1.FileService",
+            files.REQUEST_SIZE_MAX_BYTES,
+        )
+        return Server(f"unix:{self.folder}/gateway.sock", [edge, traces, instances, kept])
 
     async def restart_server(self):
         self.server = self._new_server()
@@ -174,6 +183,7 @@ class Mesh:
         self._http.close()
         await self.server.drain(0)
         await self.nobody.close()
+        await self.sandbox.close()
 
     def token(self, ttl_s=60, **claims):
         """Sign a token as the directory does."""

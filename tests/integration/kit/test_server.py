@@ -37,7 +37,7 @@ class Streaming(sandbox_service_pb2_grpc.SandboxServiceServicer):
     """Says one thing and fails."""
 
     async def Exec(self, request, context):
-        yield sandbox_service_pb2.ExecResponse(stream="stdout", data=b"one")
+        yield sandbox_service_pb2.ExecResponse(output={"stream": "stdout", "data": b"one"})
         raise ValueError("select secret from table")
 
 
@@ -49,7 +49,7 @@ class Endless(sandbox_service_pb2_grpc.SandboxServiceServicer):
 
     async def Exec(self, request, context):
         try:
-            yield sandbox_service_pb2.ExecResponse(stream="stdout", data=b"one")
+            yield sandbox_service_pb2.ExecResponse(output={"stream": "stdout", "data": b"one"})
             await asyncio.Event().wait()
         finally:
             self.left.set()
@@ -149,7 +149,7 @@ async def test_a_stream_that_fails_midway_ends_with_the_same_kind_of_status(peer
 
     async def hear():
         async for response in sandbox.stream(stub.Exec, request, timeout_s=5):
-            said.append(response.data)
+            said.append(response.output.data)
 
     with pytest.raises(RetinueError) as caught:
         await hear()
@@ -331,7 +331,7 @@ async def test_a_stream_that_outlasts_the_grace_is_cut_with_a_reason(serve, peer
     sandbox = peer("sandbox", address)
     request = sandbox_service_pb2.ExecRequest(tenant_id="t", session_id="s", fencing_token=1, argv=["x"])
     stream = sandbox.stream(sandbox_service_pb2_grpc.SandboxServiceStub(sandbox.channel).Exec, request, timeout_s=30)
-    assert (await anext(stream)).data == b"one"
+    assert (await anext(stream)).output.data == b"one"
     draining = asyncio.create_task(serve.server(address).drain(1))
     with pytest.raises(RetinueError) as caught:
         await anext(stream)

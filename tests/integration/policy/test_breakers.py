@@ -11,6 +11,7 @@ from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.server import Service
 from retinue_policy.domain.breaker import FAILURES_MAX, FAILURES_OF_ALL_MAX, Breaker
 from retinue_policy.domain.rules import Defaults, Tenant
+from retinue_policy.domain.tools.ruleset import Offer
 from retinue_policy.operations.breakers import LAST_KNOWN_S, Breakers, Key
 from retinue_policy.operations.decisions import Policy
 from retinue_policy.operations.presence import Presence
@@ -39,6 +40,11 @@ class Tenants:
 
     async def tenant(self, tenant_id):
         return Tenant()
+
+
+def nothing(*_):
+    """Offer no tools."""
+    return Offer((), "", ())
 
 
 class Member:
@@ -100,7 +106,7 @@ def member(serve, peer, client, clock):
         runtimes_on = ("light", *runtimes)
         breakers = Breakers(BreakerStore(client), clock, runtimes_on)
         presence = Presence(None, clock, runtimes_on)
-        policy = Policy(Tenants(), breakers, presence, runtimes_on, 900.0, Defaults(), frozenset())
+        policy = Policy(Tenants(), breakers, presence, runtimes_on, 900.0, Defaults(), frozenset(), nothing)
         add = policy_service_pb2_grpc.add_PolicyServiceServicer_to_server
         return Member(breakers, peer("policy", await serve([Service(add, PolicyServicer(policy, breakers), POLICY)])))
 

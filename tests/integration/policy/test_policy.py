@@ -13,6 +13,7 @@ from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.server import Service
 from retinue_policy.__main__ import assemble
 from retinue_policy.config import Settings
+from retinue_policy.domain.tools.catalogue import BUILT_IN
 
 DIRECTORY = directory_service_pb2.DESCRIPTOR.services_by_name["DirectoryService"].full_name
 
@@ -58,7 +59,8 @@ async def decide(policy, **fields):
 async def test_a_decision_says_all_that_the_worker_needs(policy):
     decision = await decide(policy, session_runtime="light", session_runtime_age=timedelta(minutes=20))
     assert (decision.runtime, decision.model, decision.switches_runtime) == ("openclaw", "fast", True)
-    assert decision.sandbox_profile == "", "without a sandbox there are no tools"
+    assert (decision.sandbox_profile, list(decision.egress)) == ("namespace", [])
+    assert list(decision.tools) == list(BUILT_IN)
     limits = decision.limits
     assert (limits.concurrent_run_count, limits.attempt_count, limits.weight) == (7, 3, 2.0)
     assert (limits.run_time.ToSeconds(), limits.output_size_bytes) == (600, 1024 * 1024)

@@ -22,6 +22,8 @@ from google.protobuf import json_format
 from posting import Post
 from receiving import Receiver
 from retinue.router.v1 import (
+    allowance_service_pb2,
+    allowance_service_pb2_grpc,
     approval_pb2,
     contact_service_pb2,
     contact_service_pb2_grpc,
@@ -93,14 +95,25 @@ class Core:
         )  # fmt: skip
 
     async def park(
-        self, held: Any, approval: str = "apr_1", *, log: str = "log_anna", expire: timedelta = LEASE
+        self, held: Any, approval: str = "apr_1", *, log: str = "log_anna", expire: timedelta = LEASE, pattern: str = ""
     ) -> Any:
-        """Leave a run to an approval."""
+        """Leave a run to an approval; `pattern` is what "allow_always" would allow."""
         return await self.pool.fetchrow(
-            "select * from park_1($1, $6, $2, $3, '[]', 'saved', '{\"runtime\": \"light\"}', $4, 7, 'call_1',"
-            " 'shell', 'ls', $5)",
-            self.tenant, held["token"], held["run_id"], approval, expire, log,
+            "select * from park_2($1, $6, $2, $3, '[]', 'saved', '{\"runtime\": \"light\"}', $4, 7, 'call_1',"
+            " 'shell', 'ls', $5, $7)",
+            self.tenant, held["token"], held["run_id"], approval, expire, log, pattern,
         )  # fmt: skip
+
+    async def decide(
+        self, decision: str, approval: str = "apr_1", *, by: str = "me", most: int = 500, most_bytes: int = 1 << 18
+    ) -> Any:
+        """Answer an approval; a tenant may have `most` allowances, of `most_bytes` together."""
+        return await self.call("decide_approval_2", approval, decision, by, new_id("alw"), most, most_bytes)
+
+    async def allowed(self) -> list[tuple[str, str]]:
+        """What the tenant has allowed for good, as attempts are told."""
+        rows = await self.pool.fetch("select * from allowed_1($1, 500)", self.tenant)
+        return [tuple(row) for row in rows]
 
     async def renew(self, *leases: tuple[str, str, int]) -> list[Any]:
         """Prolong leases, each as tenant, log and token."""
@@ -164,11 +177,14 @@ class Router:
             router_service_pb2_grpc.RouterServiceStub(peer.channel),
             contact_service_pb2_grpc.ContactServiceStub(peer.channel),
             schedule_service_pb2_grpc.ScheduleServiceStub(peer.channel),
+            allowance_service_pb2_grpc.AllowanceServiceStub(peer.channel),
         ]
 
     def _method(self, name: str, fields: dict[str, Any]) -> tuple[Any, Any]:
         method = next(getattr(stub, name) for stub in self._stubs if hasattr(stub, name))
-        modules = (wire, contact_service_pb2, approval_pb2, load_pb2, schedule_service_pb2)
+        modules = (
+            wire, contact_service_pb2, approval_pb2, load_pb2, schedule_service_pb2, allowance_service_pb2,
+        )  # fmt: skip
         module = next(m for m in modules if hasattr(m, f"{name}Request"))
         request = json_format.ParseDict(fields, getattr(module, f"{name}Request")())
         if "tenant_id" in request.DESCRIPTOR.fields_by_name and not request.tenant_id:

@@ -51,7 +51,8 @@ async def make_webhook(core):
 async def test_no_cross_tenant_a_query_that_forgets_its_condition_sees_nothing_foreign(core):
     await make_webhook(core)
     await core.submit()
-    await core.park(await core.claim())
+    await core.park(await core.claim(), pattern="ls *")
+    await core.decide("allow_always")
     await make_schedule(core)
     found = statements()
     assert len(found) >= 12

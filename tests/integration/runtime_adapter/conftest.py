@@ -14,6 +14,7 @@ from retinue_kit.clock import Clock, SystemClock
 from retinue_runtime_adapter.config import Settings, read_models
 from retinue_runtime_adapter.light.adapter import LightAdapter
 from retinue_runtime_adapter.light.endpoint import session
+from tool_driver import CountingTool, Rules, Runtime
 
 _path = Path(__file__).parents[2] / "plugins" / "offline_model.py"
 _spec = importlib.util.spec_from_file_location("offline_model_fixtures", _path)
@@ -62,3 +63,17 @@ async def light(offline_model: Any) -> AsyncIterator[Any]:
             return Light(adapter)
 
         yield make
+
+
+@pytest_asyncio.fixture
+async def runtime(offline_model: Any) -> AsyncIterator[Any]:
+    """Answer a maker of light runtimes with tools: `runtime(tool, rules=…, hooks=…)`; the model is the offline one."""
+    made: list[Runtime] = []
+
+    def make(*tools: CountingTool, rules: Rules | None = None, hooks: tuple[Any, ...] = ()) -> Runtime:
+        made.append(Runtime(offline_model.base_url, tools, rules or Rules(), hooks))
+        return made[-1]
+
+    yield make
+    for one in made:
+        await one.adapter.close()

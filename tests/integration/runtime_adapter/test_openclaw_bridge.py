@@ -4,36 +4,60 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
+from fake_authority import FakeAuthority
 from fake_box import FakeBox
 from retinue_kit.errors import Reason, RetinueError
 from retinue_runtime_adapter.openclaw import bridge as bridges
-from retinue_runtime_adapter.openclaw.bridge import Bridge, PlatformTool, RunIdentity
+from retinue_runtime_adapter.openclaw.bridge import Bridge
+from retinue_runtime_adapter.openclaw.permits import CALLS_MAX, RunIdentity
 from retinue_runtime_adapter.openclaw.tool_policy import PLUGIN_DIR
+from retinue_runtime_adapter.tools.box import SandboxBox
+from retinue_runtime_adapter.tools.ports import Call, Progress, Result, Scope, Verdict
 
 KEY = "agent:a:retinue:s1"
-RUN = RunIdentity("ten_a", "ses_1", "run_1", 7)
+OFFERED = frozenset({"exec", "read", "write", "memory_note"})
 
 
-async def shout(run: RunIdentity, arguments: dict[str, Any]) -> str:
-    if "fail" in arguments:
-        raise RetinueError(Reason.POLICY_DENIED, "Not today.")
-    return f"{run.tenant_id} {run.session_id}: {arguments['text'].upper()}"
+def identity(
+    tenant_id: str = "ten_a", *, run_id: str = "run_1", token: int = 7, tools: frozenset[str] = OFFERED
+) -> RunIdentity:
+    scope = Scope(
+        tenant_id, "ses_1", run_id, token, "openclaw", principal="usr_1", min_isolation="gvisor", egress=("a.b:443",)
+    )
+    return RunIdentity(scope, tools)
+
+
+class Shout:
+    """A tool of the mesh's own."""
+
+    name = "memory_note"
+    description = "Says it louder."
+    parameters: Mapping[str, Any] = {"type": "object"}
+    parallel = idempotent = False
+
+    async def call(self, scope: Scope, call: Call, progress: Progress) -> Result:
+        if "fail" in call.arguments:
+            raise RetinueError(Reason.QUOTA_EXCEEDED, "Not today.")
+        if "vain" in call.arguments:
+            return Result(ok=False, text="In vain.")
+        return Result(ok=True, text=f"{scope.tenant_id} {scope.session_id}: {call.arguments['text'].upper()}")
 
 
 class World:
     """A bridge, what it asks, and what it believes."""
 
-    def __init__(self, bridge: Bridge, box: FakeBox, runs: dict[tuple[str, str, str], RunIdentity]) -> None:
+    def __init__(self, bridge: Bridge, box: FakeBox, authority: FakeAuthority) -> None:
         self.bridge = bridge
         self.box = box
-        self.runs = runs
+        self.authority = authority
+        self.runs = {("ins_1", "a", KEY): identity()}
         self.token = bridge.credential("ins_1")
         self.http = aiohttp.ClientSession()
 
@@ -45,10 +69,16 @@ class World:
             text = await response.text()
             return response.status, [json.loads(line) for line in text.splitlines()]
 
+    async def begin(self, tool: str, call_id: str = "call_1", **more: Any) -> tuple[int, list[dict[str, Any]]]:
+        """Say that a tool is about to be called."""
+        body = {"agentId": "a", "sessionKey": KEY, "callId": call_id, "tool": tool, "arguments": {}}
+        return await self.post("/v1/calls", body | more)
+
     async def exec(self, command: str, stdin: bytes = b"", **more: Any) -> tuple[int, list[dict[str, Any]]]:
         """Run a command for the agent whose run is under way."""
         token = more.pop("token", None)
-        body = {"agentId": "a", "sessionKey": KEY, "command": command, "stdin": base64.b64encode(stdin).decode()}
+        body = {"agentId": "a", "sessionKey": KEY, "kind": "command", "command": command}
+        body["stdin"] = base64.b64encode(stdin).decode()
         return await self.post("/v1/exec", body | more, token)
 
 
@@ -58,12 +88,12 @@ def said(lines: list[dict[str, Any]], stream: str = "stdout") -> bytes:
 
 @pytest_asyncio.fixture
 async def world(serve: Any, peer: Any, tmp_path: Path) -> AsyncIterator[World]:
-    box = FakeBox(tmp_path, "ten_a")
-    runs = {("ins_1", "a", KEY): RUN}
-    tool = PlatformTool("retinue_shout", "Says it louder.", {"type": "object"}, shout)
-    bridge = Bridge(peer("sandbox", await serve([box.service])), lambda *who: runs.get(who), tools=[tool])
+    box, authority = FakeBox(tmp_path, "ten_a"), FakeAuthority()
+    sandbox = SandboxBox(peer("sandbox", await serve([box.service])))
+    bridge = Bridge(sandbox, authority, lambda *who: made.runs.get(who), tools=[Shout()])
     await bridge.start()
-    made = World(bridge, box, runs)
+    made = World(bridge, box, authority)
+    assert await made.begin("exec") == (200, [{"allowed": True}])
     yield made
     await made.http.close()
     await bridge.close()
@@ -75,10 +105,77 @@ async def test_a_command_runs_in_the_box_of_the_run_under_way(world: World) -> N
     assert (said(lines), said(lines, "stderr"), lines[-1]) == (b"out", b"err", {"exitCode": 3})
     request = world.box.requests[0]
     assert (request.tenant_id, request.session_id, request.fencing_token) == ("ten_a", "ses_1", 7)
+    assert (request.profile.min_isolation, request.profile.egress) == ("gvisor", ["a.b:443"])
+    origin = request.origin
+    assert (origin.run_id, origin.call_id, origin.tool, origin.principal) == ("run_1", "call_1", "exec", "usr_1")
     assert world.box.tenants_of_calls == ["ten_a"]
 
 
-@pytest.mark.parametrize("size", [1, 100, bridges.ARGUMENT_LENGTH_MAX, bridges.STDIN_SIZE_MAX_BYTES])
+async def test_policy_is_asked_about_the_call_as_the_model_made_it(world: World) -> None:
+    await world.begin("write", "call_2", arguments={"path": "a.txt", "content": "x"})
+    scope, call = world.authority.asked[-1]
+    assert (scope, call) == (identity().scope, Call("call_2", "write", {"path": "a.txt", "content": "x"}))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "told"),
+    [
+        (Verdict("deny", reason="Not on Sundays."), "Not on Sundays."),
+        (Verdict("deny"), "Policy does not allow this call of read."),
+        (Verdict("ask", reason="It may hurt."), "needs a person's approval"),
+    ],
+)
+async def test_what_policy_does_not_allow_is_refused_and_comes_to_nothing(
+    world: World, verdict: Verdict, told: str
+) -> None:
+    world.authority.verdicts["read"] = verdict
+    await world.post("/v1/calls/end", {"agentId": "a", "sessionKey": KEY, "callId": "call_1"})
+    status, lines = await world.begin("read")
+    assert (status, lines[0]["reason"]) == (403, "POLICY_DENIED")
+    assert told in lines[0]["message"]
+    assert (await world.exec("true", kind="script"))[0] == 403
+    assert not world.box.requests
+
+
+async def test_without_an_answer_from_policy_no_call_is_made(world: World) -> None:
+    world.authority.trouble = RetinueError.unavailable("policy")
+    status, lines = await world.begin("read")
+    assert (status, lines[0]["reason"]) == (503, "DEPENDENCY_UNAVAILABLE")
+
+
+async def test_a_tool_that_the_run_is_not_offered_is_refused_without_asking(world: World) -> None:
+    world.runs["ins_1", "a", KEY] = identity(tools=frozenset())
+    asked = len(world.authority.asked)
+    body = {"agentId": "a", "sessionKey": KEY, "callId": "c1", "arguments": {"text": "hey"}}
+    assert (await world.begin("exec"))[0] == (await world.post("/v1/tools/memory_note", body))[0] == 403
+    assert len(world.authority.asked) == asked
+
+
+async def test_a_box_does_nothing_beside_an_open_call(world: World) -> None:
+    assert (await world.exec("true", kind="script"))[0] == 200
+    end = {"agentId": "a", "sessionKey": KEY, "callId": "call_1"}
+    assert await world.post("/v1/calls/end", end) == (200, [{"ended": True}])
+    assert (await world.exec("true"))[0] == (await world.exec("true", kind="script"))[0] == 403
+    await world.begin("read", "call_2")
+    assert (await world.exec("true"))[0] == 403
+    assert (await world.exec("true", kind="script"))[0] == 200
+    assert world.box.requests[-1].origin.call_id == "call_2"
+    assert (await world.exec("true", kind="other"))[0] == 400
+
+
+async def test_another_run_in_the_same_place_has_no_call_open(world: World) -> None:
+    world.runs["ins_1", "a", KEY] = identity(run_id="run_2")
+    assert (await world.exec("true"))[0] == 403
+
+
+async def test_open_calls_are_bounded(world: World) -> None:
+    for number in range(CALLS_MAX):
+        await world.begin("read", f"more_{number}")
+    assert (await world.exec("true"))[0] == 403
+    assert (await world.begin("read", "x" * 257))[0] == 400
+
+
+@pytest.mark.parametrize("size", [1, 100, bridges.STDIN_SIZE_MAX_BYTES])
 async def test_input_reaches_the_command_whole(world: World, size: int) -> None:
     status, lines = await world.exec("wc -c; exit 4", bytes(n % 251 for n in range(size)))
     assert (status, said(lines).strip(), lines[-1]) == (200, str(size).encode(), {"exitCode": 4})
@@ -119,8 +216,8 @@ async def test_a_token_is_good_until_its_instance_is_forgotten(world: World) -> 
     ],
 )
 async def test_a_run_that_is_not_under_way_there_is_refused(world: World, claim: dict[str, str]) -> None:
-    world.runs["ins_2", "b", "agent:b:retinue:s1"] = RUN
-    world.runs["ins_1", "b", KEY] = RUN  # were it asked for, an agent in another's session would be found
+    world.runs["ins_2", "b", "agent:b:retinue:s1"] = identity()
+    world.runs["ins_1", "b", KEY] = identity()  # were it asked for, an agent in another's session would be found
     status, lines = await world.exec("id", **claim)
     assert (status, lines[0]["reason"]) == (403, "POLICY_DENIED")
     assert not world.box.requests
@@ -135,23 +232,24 @@ async def test_a_call_that_makes_no_sense_is_refused(world: World, body: bytes) 
 
 @pytest.mark.parametrize("claim", [{"command": ""}, {"command": "a\0b"}, {"command": "x" * 200_000}, {"stdin": "?"}])
 async def test_a_command_that_cannot_be_run_is_refused(world: World, claim: dict[str, str]) -> None:
-    body = {"agentId": "a", "sessionKey": KEY, "command": "true"}
+    body = {"agentId": "a", "sessionKey": KEY, "kind": "command", "command": "true"}
     assert (await world.post("/v1/exec", body | claim))[0] == 400
     assert not world.box.requests
 
 
-async def test_without_a_box_a_command_fails_and_says_why(world: World) -> None:
-    world.runs["ins_1", "a", KEY] = RunIdentity("ten_b", "ses_1", "run_1", 7)
+async def test_box_or_refuse_without_a_box_a_command_fails_and_says_why(world: World) -> None:
+    world.runs["ins_1", "a", KEY] = identity("ten_b")
+    await world.begin("exec")
     status, lines = await world.exec("id")
-    assert (status, lines[0]["reason"]) == (409, "CAPABILITY_MISSING")
-    assert "no sandbox" in lines[0]["message"]
+    assert (status, lines[0]["reason"]) == (409, "SANDBOX_UNAVAILABLE")
+    assert "No box" in lines[0]["message"]
 
 
 async def test_a_command_ends_with_its_run(world: World, monkeypatch: pytest.MonkeyPatch, eventually: Any) -> None:
     monkeypatch.setattr(bridges, "CHECK_S", 0.02)
     asking = asyncio.create_task(world.exec("sleep 60"))
     await eventually(lambda: world.box.requests)
-    world.runs["ins_1", "a", KEY] = RunIdentity("ten_a", "ses_1", "run_2", 8)
+    world.runs["ins_1", "a", KEY] = identity(run_id="run_2", token=8)
     status, lines = await asking
     assert (status, lines[0]["reason"]) == (409, "RUN_TERMINAL")
     await eventually(lambda: world.box.ended == 1)
@@ -189,16 +287,28 @@ async def test_an_instance_has_so_many_calls_at_once_and_no_more(
 
 async def test_a_tool_of_the_mesh_is_told_for_whom_it_is_called(world: World) -> None:
     body = {"agentId": "a", "sessionKey": KEY, "callId": "c1", "arguments": {"text": "hey"}}
-    assert await world.post("/v1/tools/retinue_shout", body) == (200, [{"text": "ten_a ses_1: HEY"}])
-    status, lines = await world.post("/v1/tools/retinue_shout", body | {"arguments": {"fail": True}})
-    assert (status, lines[0]["message"]) == (403, "Not today.")
-    assert (await world.post("/v1/tools/retinue_none", body))[1][0]["reason"] == "CAPABILITY_MISSING"
-    assert (await world.post("/v1/tools/retinue_shout", body | {"sessionKey": "agent:b:x"}))[0] == 403
+    assert await world.post("/v1/tools/memory_note", body) == (200, [{"text": "ten_a ses_1: HEY"}])
+    assert world.authority.asked[-1] == (identity().scope, Call("c1", "memory_note", {"text": "hey"}))
+    status, lines = await world.post("/v1/tools/memory_note", body | {"arguments": {"fail": True}})
+    assert (status, lines[0]["message"]) == (429, "Not today.")
+    assert await world.post("/v1/tools/memory_note", body | {"arguments": {"vain": 1}}) == (
+        200,
+        [{"message": "In vain."}],
+    )
+    assert (await world.post("/v1/tools/memory_none", body))[1][0]["reason"] == "CAPABILITY_MISSING"
+    assert (await world.post("/v1/tools/memory_note", body | {"sessionKey": "agent:b:x"}))[0] == 403
+
+
+async def test_a_tool_of_the_mesh_that_policy_does_not_allow_is_not_called(world: World) -> None:
+    world.authority.verdicts["memory_note"] = Verdict("deny", reason="No notes.")
+    body = {"agentId": "a", "sessionKey": KEY, "callId": "c1", "arguments": {"text": "hey"}}
+    status, lines = await world.post("/v1/tools/memory_note", body)
+    assert (status, lines) == (403, [{"reason": "POLICY_DENIED", "message": "No notes."}])
 
 
 async def test_a_tool_that_breaks_tells_nothing_of_it(world: World) -> None:
     body = {"agentId": "a", "sessionKey": KEY, "callId": "c1", "arguments": {}}
-    status, lines = await world.post("/v1/tools/retinue_shout", body)
+    status, lines = await world.post("/v1/tools/memory_note", body)
     assert (status, lines) == (500, [{"reason": "INTERNAL", "message": "Something went wrong inside."}])
 
 
@@ -206,7 +316,13 @@ async def test_a_process_stands_for_a_command_and_ends_as_it_ends(world: World, 
     call = {
         "url": world.bridge.base_url,
         "token": world.token,
-        "request": {"agentId": "a", "sessionKey": KEY, "command": "printf out; printf err >&2; exit 5", "stdin": ""},
+        "request": {
+            "agentId": "a",
+            "sessionKey": KEY,
+            "kind": "command",
+            "command": "printf out; printf err >&2; exit 5",
+            "stdin": "",
+        },
     }
     assert await stand_in(openclaw_dir, call) == (5, b"out", b"err")
     refused = call | {"token": "x"}

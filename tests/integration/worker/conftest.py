@@ -69,15 +69,21 @@ class FakePolicy(policy_grpc.PolicyServiceServicer):
         self.requests: list[policy_pb.DecideRequest] = []
         self.limit = 64
         self.attempts = 3
+        self.run_time_s = 60.0
+        self.tools: list[str] = []
+        """What runs are offered; without any, no box either."""
 
     async def Decide(self, request, context):  # type: ignore[no-untyped-def]
         self.requests.append(request)
         limits = policy_pb.Limits(
             concurrent_run_count=self.limit, attempt_count=self.attempts, output_size_bytes=1 << 20, weight=1.0
         )
-        limits.run_time.FromSeconds(60)
+        limits.run_time.FromMilliseconds(round(self.run_time_s * 1000))
         rule = policy_pb.FiredRule(rule="only_light", effect="prefer", reason="It is the only one.")
-        return policy_pb.DecideResponse(decision=policy_pb.Decision(runtime="light", limits=limits, rules=[rule]))
+        decision = policy_pb.Decision(runtime="light", limits=limits, rules=[rule], tools=self.tools)
+        if self.tools:
+            decision.sandbox_profile, decision.egress[:] = "gvisor", ["example.com:443"]
+        return policy_pb.DecideResponse(decision=decision)
 
 
 class FakeDirectory(directory_grpc.DirectoryServiceServicer):

@@ -54,6 +54,27 @@ async def test_a_lost_answer_of_a_commit_neither_repeats_nor_loses_anything(mesh
     assert len(mesh.adapter.requests) == 1
 
 
+async def test_one_effect_a_lost_answer_of_a_pause_s_commit_begins_nothing_twice(mesh, losing, when_over):
+    async def planning(request):
+        if not request.checkpoint:
+            yield {"paused": {"state": b"begun", "starting": [{"call_id": "c1", "tool": "look"}]}}
+            return
+        yield {"checkpoint": {"state": b"done"}}
+        yield {"tool_finished": {"call_id": "c1", "ok": True, "result": "sun"}}
+        yield {"message_completed": {"text": "Sunny."}}
+        yield {"finished": {}}
+
+    mesh.adapter.script = planning
+    lost = losing("checkpoint")
+    await mesh.start_worker()
+    row = await when_over(await mesh.submit("the weather?"))
+    assert lost
+    assert (row["state"], row["attempt"]) == ("succeeded", 1)
+    told = ["tool.started", "tool.finished", "assistant.message"]
+    assert await mesh.types() == ["user.message", "run.started", *told, "run.succeeded"]
+    assert [request.checkpoint for request in mesh.adapter.requests] == [b"", b"begun"]
+
+
 async def test_a_lost_answer_of_parking_leaves_the_run_parked(mesh, losing, eventually):
     async def asking(request):
         question = {"call_id": "c1", "tool": "rm", "summary": "rm", "expire_s": 60, "checkpoint": b"s"}

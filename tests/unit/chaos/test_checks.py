@@ -4,7 +4,7 @@ import copy
 
 import pytest
 from harness import checks
-from harness.history import Answer, Contact, Event, History, Intent, Ledger, Run, Watch
+from harness.history import Answer, Contact, Effect, Event, History, Intent, Ledger, Run, Watch
 
 TENANT, NAME = "anna", "friend"
 MARK = checks.mark(TENANT, NAME)
@@ -301,6 +301,59 @@ def test_goes_on_from_the_checkpoint_finds_a_recorded_effect_that_was_done_again
 def test_goes_on_from_the_checkpoint_finds_a_step_done_twice_in_one_attempt(history):
     history.ledger.append(Ledger("r1", "step", "step2", 2, 2))
     assert broken_names(history) == {"goes_on_from_the_checkpoint"}
+
+
+# one_effect
+
+CALL = f"{checks.BEGUN_AT_A_PAUSE}1"
+
+
+@pytest.fixture
+def called(history):
+    """A call that began under the second token, was made, and whose end is recorded."""
+    for events in everywhere(history):
+        events[7:9] = [ev(2, 2, "tool.started", call_id=CALL), ev(2, 3, "tool.finished", call_id=CALL, ok=True)]
+        events[9:9] = [ev(2, 4, "assistant.delta", text=TWO), ev(2, 5, "assistant.message", text=TWO)]
+        events[11] = ev(2, 6, "run.succeeded")
+    for place, event in enumerate(e for e in history.contacts[0].log if e.type.endswith(".message")):
+        history.contacts[0].thread[place] = (event.cursor, event.data["text"])
+    history.ledger.append(Ledger("r1", "call", CALL, 2, 2))
+    assert checks.violations(history) == []
+    return history
+
+
+def test_one_effect_finds_a_call_that_was_made_twice(called):
+    called.ledger.insert(0, Ledger("r1", "call", CALL, 1, 1))
+    assert any(f"{CALL} was made 2 times" in v for v in checks.violations(called))
+
+
+def test_one_effect_finds_a_call_that_was_made_before_it_had_begun(called):
+    called.ledger[-1].token = 3
+    assert any("under token 3, where it has not begun" in v for v in checks.violations(called))
+
+
+def test_one_effect_finds_a_call_that_is_recorded_and_was_never_made(called):
+    called.ledger.pop()
+    assert broken_names(called) == {"one_effect"}
+    for events in everywhere(called):
+        events[8].data["ok"] = False  # nobody knows
+    assert checks.violations(called) == []
+
+
+def test_one_effect_lets_a_call_be_made_again_that_may_be(called):
+    for events in everywhere(called):
+        events[5:5] = [ev(1, 6, "tool.started", call_id=CALL)]
+        events[6] = ev(1, 7, "assistant.delta", text=f"{MARK} t")
+    called.ledger[-1:] = [Ledger("r1", "repeat", CALL, token, token) for token in (1, 2)]
+    assert "one_effect" not in broken_names(called)
+
+
+def test_one_effect_finds_a_command_that_ran_twice_or_is_recorded_and_did_not_run(called):
+    called.effects = [Effect("r1", 1)]
+    assert checks.violations(called) == []
+    for count in (0, 2):
+        called.effects = [Effect("r1", count)]
+        assert broken_names(called) == {"one_effect"}
 
 
 # files_follow_the_log

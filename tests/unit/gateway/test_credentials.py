@@ -79,6 +79,8 @@ def test_scopes_open_what_they_name_and_admin_everything(scopes: str, may: bool)
         ("InstanceService/CreateInstance", "chat"),
         ("InstanceService/DeleteInstance", "chat"),
         ("InstanceService/GetChatUrl", "chat"),
+        ("ToolService/ExplainTools", "chat"),
+        ("ToolService/DeleteAllowance", "chat"),
     ],
 )
 def test_what_serves_operators_needs_more_than_talking_does(method: str, scope: str) -> None:

@@ -56,7 +56,7 @@ def test_limits_and_comments_are_in_it(committed: str) -> None:
 
 def test_each_further_service_is_introduced_with_the_scope_that_it_needs(committed: str) -> None:
     about = {tag["name"]: tag["description"] for tag in json.loads(committed)["tags"]}
-    assert set(about) == {"schedules", "webhooks", "dead-letters", "instance"}
+    assert set(about) == {"schedules", "webhooks", "dead-letters", "instance", "files", "tools"}
     assert all("scope `admin`" in about[name] for name in ("webhooks", "dead-letters"))
 
 
@@ -70,6 +70,14 @@ def test_each_call_stands_in_the_section_of_its_service(committed: str) -> None:
     }
     memory = api["components"]["schemas"]["InstanceReport"]["properties"]["memory_bytes"]
     assert (memory["type"], memory["format"]) == ("string", "int64")
+
+
+def test_a_file_is_bytes_of_any_type_both_ways(committed: str) -> None:
+    calls = json.loads(committed)["paths"]["/v1/files/{path}"]
+    assert set(calls) == {"get", "post", "delete"}
+    sent, read = calls["post"]["requestBody"]["content"], calls["get"]["responses"]["200"]["content"]
+    assert sent == read == {"*/*": {"schema": {"type": "string", "format": "binary"}}}
+    assert [parameter["name"] for parameter in calls["post"]["parameters"]] == ["path"]
 
 
 def test_every_answer_says_what_it_holds_since_the_page_shows_it(committed: str) -> None:

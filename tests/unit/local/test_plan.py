@@ -54,6 +54,16 @@ def test_what_the_operator_sets_is_passed_on_and_secrets_go_where_they_are_neede
     assert plan.service_environ(ground, "worker-1")["RETINUE_LEASE_S"] == "2"
 
 
+def test_rules_for_tools_are_found_wherever_services_begin(ground, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    environ = ground.options.environ | {"RETINUE_POLICY_DIR": "rules"}
+    told = ground._replace(options=ground.options._replace(environ=environ))
+    assert plan.service_environ(told, "policy")["RETINUE_POLICY_DIR"] == str(tmp_path / "rules")
+    chosen = ground._replace(options=ground.options._replace(overrides={"policy": {"policy_dir": "own"}}))
+    assert plan.service_environ(chosen, "policy")["RETINUE_POLICY_DIR"] == str(tmp_path / "own")
+    assert "RETINUE_POLICY_DIR" not in plan.service_environ(ground, "policy")
+
+
 def test_only_owners_of_tables_may_change_them(ground):
     owners = [item.name for item in plan.make(ground) if "RETINUE_MIGRATE_DSN" in item.environ]
     assert owners == ["directory", "router"]

@@ -196,6 +196,23 @@ def test_without_tools_there_is_no_choice_of_one(tools: dict[str, Any]) -> None:
     assert asked(some) == some
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"), [(["read"], ["read"]), ([], []), (["other"], []), (None, ["read", "exec"])]
+)
+def test_a_model_is_shown_the_tools_that_its_run_is_offered(names: list[str] | None, shown: list[str]) -> None:
+    tools = [{"type": "function", "function": {"name": name}} for name in ("read", "exec")]
+    body = json.dumps({"messages": [], "tools": tools, "tool_choice": "auto"}).encode()
+    found = json.loads(Asked.read(body, (), {}, names).body("m"))
+    assert [tool["function"]["name"] for tool in found.get("tools", [])] == shown
+    assert ("tool_choice" in found) == bool(shown)
+
+
+def test_tools_that_are_none_are_refused() -> None:
+    for tools in (1, [1], {}):
+        with pytest.raises(MalformedError):
+            Asked.read(json.dumps({"messages": [], "tools": tools}).encode(), (), {}, ["read"])
+
+
 def test_numbers_pass_as_they_are_written() -> None:
     body = b'{"messages":[],"seed":12345678901234567890123,"top_p":0.10,"logit_bias":{"1": 1e2}}'
     written = Asked.read(body, (), {}).body("m")

@@ -13,6 +13,7 @@ from retinue_runtime_adapter.openclaw import adapter as module
 from retinue_runtime_adapter.openclaw import keys, words
 from retinue_runtime_adapter.openclaw.adapter import OpenClawAdapter
 from retinue_runtime_adapter.openclaw.ports import Frame, Meter, Place
+from retinue_runtime_adapter.tools.ports import Scope
 
 TENANT = "ten_a"
 AGENT = keys.agent_id(TENANT)
@@ -266,16 +267,21 @@ async def test_runs_are_bounded(adapter, gateway, monkeypatch):
     assert (last.failed.retryable, gateway.calls) == (True, [])
 
 
-async def test_tools_are_called_for_the_run_that_is_under_way_and_for_none_afterwards(adapter, gateway, active):
+async def test_tools_are_called_for_the_run_that_is_under_way_and_for_none_afterwards(adapter, gateway, active, proxy):
     gateway.script = [assistant("a"), None, final("a")]
-    stream = adapter.invoke(request(fencing_token=7))
+    given = {"tools": ["exec", "read"], "allowances": [pb.Allowance(tool="exec", pattern="ls")], "agent_id": "agt_1"}
+    box = pb.ToolBox(min_isolation="gvisor", egress=["a.b:443"])
+    stream = adapter.invoke(request(fencing_token=7, kind="chat", model="m", box=box, **given))
     await anext(stream)
     (who, identity), *others = active.items()
     assert not others
     assert who == ("ins_1", AGENT, gateway.calls[0].session_key)
-    assert (identity.tenant_id, identity.session_id, identity.run_id, identity.fencing_token) == (
-        TENANT, "ses_1", "run_1", 7
+    assert identity.scope == Scope(
+        TENANT, "ses_1", "run_1", 7, "openclaw", agent_id="agt_1", contact="anna", kind="chat", model="m",
+        allowed=(("exec", "ls"),), min_isolation="gvisor", egress=("a.b:443",),
     )  # fmt: skip
+    assert identity.tools == {"exec", "read"}
+    assert proxy.runs[0]["tools"] == ["exec", "read"]
     gateway.gate.set()
     assert [batch async for batch in stream]
     assert active == {}
@@ -287,10 +293,35 @@ async def test_tools_of_a_run_that_is_joined_are_called_under_the_later_attempts
     await anext(first)
     second = adapter.invoke(request(attempt=2, fencing_token=9))
     await anext(second)
-    assert [identity.fencing_token for identity in active.values()] == [9]
+    assert [identity.scope.fencing_token for identity in active.values()] == [9]
     gateway.gate.set()
     assert [batch async for batch in second]
     await first.aclose()
+
+
+async def test_no_stale_write_a_later_attempt_fences_the_box_before_its_gateway_is_asked(gateway, pool, proxy):
+    fenced = []
+
+    class Box:
+        async def fence(self, scope):
+            fenced.append((scope.fencing_token, len(gateway.calls)))
+            if scope.fencing_token == 3:
+                raise RetinueError(Reason.STALE_FENCING_TOKEN, "Another attempt has begun.")
+            if scope.fencing_token == 2:
+                raise RetinueError(Reason.SANDBOX_UNAVAILABLE, "There is no box.", check="box")
+
+    catalogue = Catalogue([Model("small", "p", "m")], "small")
+    made = OpenClawAdapter(pool, proxy, catalogue, {}, orphan_s=0.05, version="2026.9.6", box=Box())
+    gateway.script = [assistant("a"), final("a")]
+    assert made.describe().tools
+    for attempt, token, tools in ((1, 1, ["exec"]), (2, 2, ["exec"]), (2, 9, []), (2, 8, ["exec"])):
+        asked = request(run_id=f"run_{token}", attempt=attempt, fencing_token=token, tools=tools)
+        assert (await events_of(made, asked))[-1].HasField("finished")
+    assert fenced == [(2, 1), (8, 3)]
+    last = (await events_of(made, request(run_id="run_3", attempt=2, fencing_token=3, tools=["exec"])))[-1]
+    assert "STALE_FENCING_TOKEN" in str(last.failed.error)
+    assert len(gateway.calls) == 4
+    await made.close()
 
 
 async def test_a_gateway_that_is_lost_with_a_run_names_no_time_to_come_again(adapter, gateway, pool):
@@ -336,3 +367,16 @@ async def test_a_run_that_its_gateway_could_not_begin_may_come_again_and_the_gat
     error = from_status(event.failed.error)
     assert (error.reason, error.retry_after_s) == (Reason.RUNTIME_UNAVAILABLE, retry_s)
     assert pool.begun == [begun]
+
+
+async def test_a_run_that_had_begun_to_speak_is_not_begun_again_because_of_locked_files(adapter, gateway, pool):
+    spoken = {"runId": "run_1", "stream": "assistant", "data": {"text": "Half an answer", "itemId": "one:1"}}
+    gateway.script = [
+        Frame("event", spoken),
+        Frame("final", {"runId": "run_1", "status": "error", "error": LOCKED}),
+    ]
+    *_, event = await events_of(adapter, request())
+    error = from_status(event.failed.error)
+    assert error.reason is not Reason.RUNTIME_UNAVAILABLE
+    assert "state-lifecycle" not in error.message
+    assert pool.begun == [True]

@@ -42,3 +42,34 @@ def test_what_was_said_before_stands_between_the_instructions_and_the_sessions_o
     assert shaped[4:6] == own[2:4]
     assert shaped[6]["content"][0]["text"] == "three"
     assert own[1]["content"].startswith(TIME), "nothing given is changed"
+
+
+def test_folders_of_the_host_are_those_of_the_box_in_what_a_model_reads() -> None:
+    home = "/var/lib/x/ins_1"
+    lines = [
+        "You are a butler. Docs: none.",
+        "Working directory: /workspace",
+        f"File tools use host workspace {home}/sandboxes/workspace-1. exec uses container /workspace.",
+        "Docs: /opt/openclaw/node_modules/openclaw/docs",
+        f"Sandbox host mount source (file tools bridge only): {home}/sandboxes/workspace-1",
+        f"## {home}/sandboxes/workspace-1/AGENTS.md",
+        f"[MISSING] Expected at: {home}/workspaces/ten-c/AGENTS.md",
+        "My own folder is /home/me/workspaces/mine.",
+    ]
+    system = {"role": "system", "content": "\n".join(lines)}
+    user = {"role": "user", "content": lines[4]}
+    parts = {"role": "developer", "content": [{"type": "text", "text": "\n".join(lines)}]}
+    told = shape([system, parts, user], [])
+    expected = "\n".join(
+        [
+            *lines[:2],
+            "## /workspace/AGENTS.md",
+            "[MISSING] Expected at: /workspace/AGENTS.md",
+            lines[-1],
+        ]
+    )
+    assert told == [
+        {"role": "system", "content": expected},
+        {"role": "developer", "content": [{"type": "text", "text": expected}]},
+        user,
+    ]

@@ -221,18 +221,6 @@ def test_a_recorded_run_that_went_badly_says_why_with_and_without_its_final_fram
         assert Told([frame for frame in frames if frame.kind == "final"]).reason is not None
 
 
-def test_a_gateway_whose_own_files_were_locked_has_not_begun_the_run_and_may_be_asked_again_soon() -> None:
-    locked = {"code": "UNAVAILABLE", "message": "another OpenClaw process owns state-lifecycle"}
-    end = Frame("final", {"runId": "run_1", "status": "error", "summary": locked["message"], "error": locked})
-    told = Told([end])
-    assert told.reason is Reason.RUNTIME_UNAVAILABLE
-    assert told.trouble is not None
-    assert told.trouble.error.retry_after_s == 1.0
-    assert "state-lifecycle" not in str(told.trouble)
-    spoken = Told([said("Half an answer"), end])
-    assert spoken.reason is not Reason.RUNTIME_UNAVAILABLE, "it had begun"
-
-
 @pytest.mark.parametrize("frames", recordings("abort_tool"))
 def test_an_aborted_run_is_over_only_when_its_tool_has_ended(frames: list[Frame]) -> None:
     turn = RunTurn(reasoning=False, size_max_bytes=SIZE_MAX_BYTES)

@@ -30,6 +30,7 @@ commas: `#tokens=20 #delay=50` or `#fail_times=2,status=503,key=a`.
     #cut=N             close the connection after N tokens
     #hang              answer nothing at all; #hang=N falls silent after N tokens
     #nonsense          answer with a web page; #nonsense=stream with an event stream that makes no sense
+    #tool=NAME {JSON}  call a tool, if there are tools; to the end of the line. `offline_tools` says how steps are made
 """
 
 import argparse
@@ -45,7 +46,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from retinue_local.offline_plan import BEFORE, NAME, ROLE, STOP, Plan, Request, count_tokens
+from retinue_local.offline_plan import BEFORE, NAME, ROLE, Plan, Request, count_tokens
 
 RECORDED_MAX = 200
 """Requests shown at /_requests, the latest ones."""
@@ -183,14 +184,17 @@ class OfflineModel:
 
     def _whole(self, plan: Plan) -> web.Response:
         tokens = count_tokens(plan.text)
-        message = {"role": "assistant", "content": plan.text}
+        reason = "tool_calls" if plan.calls else "stop"
+        message: dict[str, Any] = {"role": "assistant", "content": plan.text}
+        if plan.calls:
+            message["tool_calls"] = [call.whole() for call in plan.calls]
         return web.json_response(
             {
                 "id": "chatcmpl-offline",
                 "object": "chat.completion",
                 "created": 0,
                 "model": NAME,
-                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                "choices": [{"index": 0, "message": message, "finish_reason": reason}],
                 "usage": _usage(plan.input_tokens, tokens),
             }
         )
@@ -213,7 +217,7 @@ class OfflineModel:
                 return response
             await response.write(chunk)
             count += 1
-        ending = STOP
+        ending = plan.ending()
         if request.stream_options and request.stream_options.include_usage and "no_usage" not in plan.options:
             usage = json.dumps(_usage(plan.input_tokens, count)).encode()
             ending += BEFORE + b'[],"usage":' + usage + b"}\n\n"

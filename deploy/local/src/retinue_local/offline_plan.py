@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from retinue_local.offline_tools import Called, Script, call_chunks
+
 NAME = "offline"
 
 _DIRECTIVE = re.compile(r"(?:^|(?<=\s))#([a-z_]+)(=\S*)?")
@@ -35,6 +37,7 @@ _KNOWN = {
 BEFORE = b'data: {"id":"chatcmpl-offline","object":"chat.completion.chunk","created":0,"model":"offline","choices":'
 ROLE = BEFORE + b'[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
 STOP = BEFORE + b'[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+CALLS = BEFORE + b'[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}\n\n'
 _AFTER = b'"},"finish_reason":null}]}\n\n'
 _CONTENT = BEFORE + b'[{"index":0,"delta":{"content":"'
 _REASONING = BEFORE + b'[{"index":0,"delta":{"reasoning_content":"'
@@ -46,6 +49,7 @@ class Message(msgspec.Struct):
 
     role: str
     content: str | list[dict[str, Any]] | None = None
+    tool_calls: list[Any] | None = None
 
     def text(self) -> str:
         """What was said; parts other than text are left out."""
@@ -67,6 +71,8 @@ class Request(msgspec.Struct):
     model: str = NAME
     stream: bool = False
     stream_options: StreamOptions | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
 
 
 class Plan:
@@ -77,11 +83,21 @@ class Plan:
         said = users[-1] if users else ""
         self.options: dict[str, str] = {}
         self.reasoning = ""
+        self.calls: list[Called] = []
+        spoken: str | None = None
         if "#" in said:
+            script = Script.find(said)
+            if script is not None:
+                said = script.rest
+                may_call = bool(request.tools) and request.tool_choice != "none"
+                since = _since_last_user(request.messages)
+                spoken, self.calls = script.next(since, turn=len(users), may_call=may_call)
             said = self._steer(said)
         self.thought = self.options.pop("think", "")
         self.numbered = self.number("tokens", -1)
-        if self.numbered >= 0:
+        if spoken is not None:
+            self.text, self.numbered = spoken, -1
+        elif self.numbered >= 0:
             self.text = " ".join(f"t{n}" for n in range(self.numbered))
         elif "echo" in self.options:
             self.text = self.options["echo"]
@@ -128,7 +144,19 @@ class Plan:
             tokens = _NUMBERED[: self.numbered]
         else:
             tokens = [_event(_CONTENT, token) for token in _TOKEN.findall(self.text)]
-        return [*(_event(_REASONING, token) for token in _TOKEN.findall(self.reasoning)), *tokens]
+        thought = [_event(_REASONING, token) for token in _TOKEN.findall(self.reasoning)]
+        called = [BEFORE + chunk + b"}]}\n\n" for chunk in call_chunks(self.calls)]
+        return [*thought, *tokens, *called]
+
+    def ending(self) -> bytes:
+        """The event that says why it ends."""
+        return CALLS if self.calls else STOP
+
+
+def _since_last_user(messages: list[Message]) -> list[tuple[str, str, bool]]:
+    """Role and text of what came behind the last user's message, and whether tools were called in it."""
+    last = max((place for place, message in enumerate(messages) if message.role == "user"), default=-1)
+    return [(message.role, message.text(), bool(message.tool_calls)) for message in messages[last + 1 :]]
 
 
 def _event(before: bytes, token: str) -> bytes:

@@ -23,6 +23,7 @@ _STORES = ("postgres", "redis")
 _INHERITED = ("PATH", "LANG", "HOME", "TMPDIR", "TZ", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 _SECRET = "RETINUE_MODEL_API_KEY"
+_POLICY_DIR = "RETINUE_POLICY_DIR"
 _DEFAULTS = {"policy": {"RETINUE_CELL_PLANS": "team,enterprise"}}
 """Where the local deployment differs from the services' own. New tenants are of the plan `pro`: on one machine they
 share a gateway, since each cell takes about a GiB."""
@@ -172,7 +173,10 @@ def service_environ(ground: Ground, name: str) -> dict[str, str]:
         environ["RETINUE_SWEEP_DSN"] = ground.home.dsn("retinue_sweep")
     if kind == "gateway":
         environ["RETINUE_ASGI_SOCKET"] = str(folders.socket("gateway-asgi"))
-    return environ | settings.environ_of(ground.options.overrides, kind)
+    environ |= settings.environ_of(ground.options.overrides, kind)
+    if environ.get(_POLICY_DIR):  # services begin in another folder than their operator
+        environ[_POLICY_DIR] = str(Path(environ[_POLICY_DIR]).absolute())
+    return environ
 
 
 def _adapter_environ(ground: Ground) -> dict[str, str]:

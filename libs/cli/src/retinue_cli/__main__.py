@@ -5,10 +5,13 @@ import sys
 import typer
 
 from retinue_cli.commands import (
+    approvals,
     chat,
     doctor,
     down,
+    files,
     instances,
+    policy,
     restart,
     runs,
     schedules,
@@ -31,6 +34,9 @@ for command in (
     *(tenants.tenants, tenants.tenant, instances.instances, doctor.doctor),
 ):
     app.command()(command)
+app.add_typer(approvals.app, name="approvals")
+app.add_typer(files.app, name="files")
+app.add_typer(policy.app, name="policy")
 app.add_typer(runs.app, name="runs")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(webhooks.app, name="webhooks")

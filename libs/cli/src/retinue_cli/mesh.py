@@ -32,7 +32,7 @@ R = TypeVar("R")
 PAGE_SIZE = 200
 """The most that one call answers with, by contract."""
 
-ASKED = ("directory", "policy", "router", "runtime-adapter")
+ASKED = ("directory", "policy", "router", "runtime-adapter", "sandbox")
 """The services that are called."""
 
 OPERATOR = "operator"
@@ -68,6 +68,10 @@ class Mesh:
     @staticmethod
     def _connect(address: str, name: str) -> grpc.Channel:
         return grpc.insecure_channel(address, options=[("grpc.default_authority", name), ("grpc.enable_http_proxy", 0)])
+
+    def channel(self, name: str) -> grpc.Channel:
+        """Find the channel to a service, for calls that are not made here."""
+        return self._channels[name]
 
     def __enter__(self) -> "Mesh":
         return self

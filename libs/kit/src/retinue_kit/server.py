@@ -61,6 +61,8 @@ class Service(NamedTuple):
     add: Callable[[Any, grpc.aio.Server], None]
     servicer: object
     name: str
+    request_size_max_bytes: int | None = None
+    """Where it takes larger requests, or smaller ones, than the server's other services."""
 
 
 Probe = Callable[[], Awaitable[object]]
@@ -165,9 +167,14 @@ async def _refuse(error: Exception, span: trace.Span, context: Serving, method: 
 class Steps(grpc.aio.ServerInterceptor):
     """Trace, deadline, identity, validation, errors: around every call, in this order."""
 
-    def __init__(self, gate: Gate | None, request_size_max_bytes: int) -> None:
+    def __init__(self, gate: Gate | None, request_size_max_bytes: int, services: Sequence[Service] = ()) -> None:
         self._gate = gate
         self._request_size_max_bytes = request_size_max_bytes
+        self._own_size_max_bytes = {
+            service.name: service.request_size_max_bytes
+            for service in services
+            if service.request_size_max_bytes is not None
+        }
         self._wrapped: dict[str, Handler] = {}
         self._calls: set[asyncio.Task[object]] = set()
         self._cut = False
@@ -246,7 +253,8 @@ class Steps(grpc.aio.ServerInterceptor):
         if request is None:
             raise RetinueError.field("request", "must be a message of the contract, its strings UTF-8.")
         _check_tenant(request, tenancy.current())
-        validate(request, self._request_size_max_bytes)
+        name = method[1:].partition("/")[0]
+        validate(request, self._own_size_max_bytes.get(name, self._request_size_max_bytes))
 
 
 class Server:
@@ -268,7 +276,7 @@ class Server:
         self.address = address
         self._probes = probes or {}
         self._names = [service.name for service in services]
-        self._steps = Steps(gate, request_size_max_bytes)
+        self._steps = Steps(gate, request_size_max_bytes, services)
         self._health = HealthServicer()
         self._prober: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(

@@ -199,10 +199,12 @@ class Watch:
         merged = self._merge(page, heard, min(ends) if ends else None, sure, reached)
         self.last = merged.last
         # Of what the log told, only the part that was handed out is sure: the next page may come from the bus alone.
-        self._sure = merged.gap or (merged.last if ends or merged.cut or merged.behind else sure)
+        # Where the bus could not be read, what waits in the queue may still follow something that only the bus knows.
+        unread = reached is None and bool(self._queue)
+        self._sure = merged.gap or (merged.last if ends or merged.cut or merged.behind or unread else sure)
         again = self._asked != asked
-        self._held_back = merged.behind
-        self._ask_log = bool(again or merged.gap or merged.behind or (more and page) or (merged.cut and ask_log))
+        behind = self._held_back = merged.behind or unread
+        self._ask_log = bool(again or merged.gap or behind or (more and page) or (merged.cut and ask_log))
         self._catch_up = self._ask_log or full or merged.cut
         return merged.entries
 

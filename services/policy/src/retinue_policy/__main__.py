@@ -2,11 +2,13 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from pathlib import Path
 
-from retinue.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
+from retinue.policy.v1 import policy_service_pb2, policy_service_pb2_grpc, tool_service_pb2, tool_service_pb2_grpc
 from retinue_kit import process, streams
 from retinue_kit.client import Peer
 from retinue_kit.clock import SystemClock
+from retinue_kit.config import SettingError
 from retinue_kit.loops import keep
 from retinue_kit.server import Server, Service
 
@@ -16,14 +18,23 @@ from retinue_policy.domain.rules import Defaults
 from retinue_policy.operations.breakers import Breakers
 from retinue_policy.operations.decisions import Policy
 from retinue_policy.operations.presence import Presence
+from retinue_policy.operations.rulebook import BadRulesError, Rulebook
+from retinue_policy.operations.tools import Tools
+from retinue_policy.rule_files import RuleFiles
 from retinue_policy.service import PolicyServicer
 from retinue_policy.store import BreakerStore
+from retinue_policy.tool_service import ToolServicer
 
 SERVICE = policy_service_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
+TOOLS = tool_service_pb2.DESCRIPTOR.services_by_name["ToolService"].full_name
 
 
 async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
-    """Build the server. No neighbour is a condition of its health: what is known goes on without."""
+    """Build the server. No neighbour is a condition of its health: what is known goes on without.
+
+    Raises SettingError if the rules for tools cannot be followed.
+    """
+    rulebook = _rulebook(settings)
     directory = Peer("directory", settings.directory_address)
     stack.push_async_callback(directory.close)
     defaults = Defaults(
@@ -38,7 +49,11 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
         stack.push_async_callback(adapter.close)
         describing = AdapterRuntimes(adapter)
     presence = Presence(describing, clock, settings.runtimes_on)
-    looking = [keep("look", breakers.look_for_ever), keep("presence", presence.look_for_ever)]
+    looking = [
+        keep("look", breakers.look_for_ever),
+        keep("presence", presence.look_for_ever),
+        keep("rules", rulebook.look_for_ever),
+    ]
 
     async def stop() -> None:
         for loop in looking:
@@ -46,17 +61,32 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
         await asyncio.gather(*looking, return_exceptions=True)
 
     stack.push_async_callback(stop)
+    tenants = DirectoryTenants(directory, clock)
+    tools = Tools(tenants, rulebook)
     policy = Policy(
-        DirectoryTenants(directory, clock),
+        tenants,
         breakers,
         presence,
         settings.runtimes_on,
         settings.sticky_window_s,
         defaults,
         settings.plans_with_cells,
+        tools.offer,
     )
     add = policy_service_pb2_grpc.add_PolicyServiceServicer_to_server
-    return Server(settings.address, [Service(add, PolicyServicer(policy, breakers), SERVICE)])
+    add_tools = tool_service_pb2_grpc.add_ToolServiceServicer_to_server
+    services = [
+        Service(add, PolicyServicer(policy, breakers), SERVICE),
+        Service(add_tools, ToolServicer(tools, policy), TOOLS),
+    ]
+    return Server(settings.address, services)
+
+
+def _rulebook(settings: Settings) -> Rulebook:
+    try:
+        return Rulebook(RuleFiles(Path(settings.policy_dir) if settings.policy_dir else None))
+    except BadRulesError as error:
+        raise SettingError(f"RETINUE_POLICY_DIR={settings.policy_dir!r}: {error}.") from None
 
 
 if __name__ == "__main__":

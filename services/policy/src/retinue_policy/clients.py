@@ -84,6 +84,7 @@ class DirectoryTenants:
             weight=found.settings.weight,
             model=found.agent.model,
             plan=found.plan,
+            agent_id=found.agent.agent_id,
         )
 
 

@@ -1,5 +1,7 @@
 """What an operator may set."""
 
+from pathlib import Path
+
 import msgspec
 from retinue_kit.config import SettingError
 
@@ -49,6 +51,9 @@ class Settings(msgspec.Struct, frozen=True):
     cell_plans: str = "pro,team,enterprise"
     """Plans whose tenants share no runtime process with others, separated by commas."""
 
+    policy_dir: str = ""
+    """Folder of the rules for tools: tools.toml and *.cedar; empty: those that come with the program."""
+
     def __post_init__(self) -> None:
         unknown = [name for name in self.runtimes_on if name not in KNOWN_RUNTIMES]
         if unknown or not self.runtimes_on:
@@ -59,6 +64,8 @@ class Settings(msgspec.Struct, frozen=True):
         strange = sorted(self.plans_with_cells.difference(PLANS))
         if strange:
             raise SettingError(f"RETINUE_CELL_PLANS={self.cell_plans!r} must name some of: {', '.join(PLANS)}.")
+        if self.policy_dir and not Path(self.policy_dir).is_dir():
+            raise SettingError(f"RETINUE_POLICY_DIR={self.policy_dir!r} is no folder.")
         if self.attempt_count > ATTEMPTS_MAX:
             raise SettingError(f"RETINUE_ATTEMPT_COUNT must be at most {ATTEMPTS_MAX}.")
 

@@ -33,6 +33,7 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
             session_runtime=request.session_runtime,
             session_runtime_age_s=request.session_runtime_age.ToMicroseconds() / 1e6 if has_age else None,
             tool_transaction_open=request.tool_transaction_open,
+            agent_id=request.agent_id,
         )
         return pb.DecideResponse(decision=_message(await self._policy.decide(request.tenant_id, run)))
 
@@ -76,6 +77,9 @@ def _message(decided: Decided) -> pb.Decision:
         rules=[pb.FiredRule(rule=fired.rule, effect=fired.effect, reason=fired.reason) for fired in decision.rules],
         probes=decided.probes,
         watched=decided.watched,
+        tools=decided.offer.tools,
+        sandbox_profile=decided.offer.isolation,
+        egress=decided.offer.egress,
     )
     message.limits.run_time.FromMilliseconds(round(limits.run_time_s * 1000))
     return message

@@ -4,6 +4,8 @@ import asyncio
 from contextlib import AsyncExitStack, suppress
 
 from retinue.router.v1 import (
+    allowance_service_pb2,
+    allowance_service_pb2_grpc,
     contact_service_pb2,
     contact_service_pb2_grpc,
     dead_letter_service_pb2,
@@ -23,11 +25,13 @@ from retinue_kit.server import Server, Service
 from retinue_kit.streams import Bus
 from retinue_kit.watching import Subscriber
 
+from retinue_router.allowance_service import AllowanceServicer
 from retinue_router.config import Settings
 from retinue_router.dead_letter_service import DeadLetterServicer
 from retinue_router.domain.load import Bounds
 from retinue_router.doorbell import Doorbell
 from retinue_router.names import Names
+from retinue_router.operations.allowances import Allowances
 from retinue_router.operations.approvals import Approvals
 from retinue_router.operations.contacts import Contacts
 from retinue_router.operations.dead_letters import DeadLetters
@@ -40,6 +44,7 @@ from retinue_router.operations.webhooks import Webhooks
 from retinue_router.ring import Rings
 from retinue_router.schedule_service import ScheduleServicer
 from retinue_router.service import ContactServicer, RouterServicer
+from retinue_router.store.allowances import AllowanceStore
 from retinue_router.store.approvals import ApprovalStore
 from retinue_router.store.contacts import ContactStore
 from retinue_router.store.dead_letters import DeadLetterStore
@@ -55,6 +60,7 @@ SWEEP_POOL_SIZE = 2
 """One connection for the gateways' ticks, one for our own and for counting what waits."""
 
 ROUTER = router_service_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
+ALLOWANCES = allowance_service_pb2.DESCRIPTOR.services_by_name["AllowanceService"].full_name
 CONTACTS = contact_service_pb2.DESCRIPTOR.services_by_name["ContactService"].full_name
 DEAD_LETTERS = dead_letter_service_pb2.DESCRIPTOR.services_by_name["DeadLetterService"].full_name
 SCHEDULES = schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"].full_name
@@ -93,6 +99,7 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
     contacts = ContactServicer(Contacts(ContactStore(pool), bus, settings.workspaces_dir))
     dead_letters = DeadLetterServicer(DeadLetters(DeadLetterStore(pool, sweep_pool), runs, rooms, doorbell))
     schedules = ScheduleServicer(Schedules(ScheduleStore(pool)))
+    allowances = AllowanceServicer(Allowances(AllowanceStore(pool)))
     names = Names()
     stack.callback(names.close)
     sealer = Sealer.load(settings.sealing_keys_file) if settings.sealing_keys_file else None
@@ -102,6 +109,7 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
         settings.address,
         [
             Service(router_service_pb2_grpc.add_RouterServiceServicer_to_server, router, ROUTER),
+            Service(allowance_service_pb2_grpc.add_AllowanceServiceServicer_to_server, allowances, ALLOWANCES),
             Service(contact_service_pb2_grpc.add_ContactServiceServicer_to_server, contacts, CONTACTS),
             Service(dead_letter_service_pb2_grpc.add_DeadLetterServiceServicer_to_server, dead_letters, DEAD_LETTERS),
             Service(schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server, schedules, SCHEDULES),

@@ -46,6 +46,9 @@ class Point(StrEnum):
     PARK_COMMITTING = "worker.park.committing"
     PARK_COMMITTED = "worker.park.committed"
     PARK_PUBLISHED = "worker.park.published"
+    PAUSE_COMMITTING = "worker.pause.committing"
+    PAUSE_COMMITTED = "worker.pause.committed"
+    REINVOKING = "worker.reinvoking"
     PUT_BACK_COMMITTING = "worker.put_back.committing"
     PUT_BACK_COMMITTED = "worker.put_back.committed"
     FINISH_COMMITTING = "worker.finish.committing"
@@ -73,6 +76,7 @@ class Point(StrEnum):
     TOOL_FINISHED = "worker.event.tool_finished"
     CHECKPOINT = "worker.event.checkpoint"
     APPROVAL_REQUESTED = "worker.event.approval_requested"
+    PAUSED = "worker.event.paused"
     FINISHED = "worker.event.finished"
     FAILED = "worker.event.failed"
 

@@ -7,6 +7,7 @@ import msgspec
 from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from google.rpc import error_details_pb2, status_pb2
 from retinue.router.v1 import (
+    allowance_service_pb2,
     approval_pb2,
     contact_pb2,
     dead_letter_service_pb2,
@@ -198,6 +199,17 @@ def approval(row: Row) -> approval_pb2.Approval:
         summary=row["summary"],
         state=row["state"],
         expire_time=_instant(row["expire_time"]),
+    )
+
+
+def allowance(row: Row) -> allowance_service_pb2.Allowance:
+    """Write an allowance."""
+    return allowance_service_pb2.Allowance(
+        allowance_id=row["allowance_id"],
+        tool=row["tool"],
+        pattern=row["pattern"],
+        principal=row["principal"],
+        create_time=_instant(row["create_time"]),
     )
 
 

@@ -21,8 +21,9 @@ Batches = AsyncGenerator[list[RuntimeEvent], None]
 class Adapter(Protocol):
     """A runtime, spoken to in its own tongue. What `describe` does not declare is refused by the methods below.
 
-    The stream of `invoke` ends with exactly one `finished` or `failed` event; the text deltas before it join to the
-    text of the completed messages. Closing the generator lets go of the runtime's connection at once.
+    The stream of `invoke` ends with exactly one `finished`, `failed`, `approval_requested` or `paused` event; the text
+    deltas before it join to the text of the completed messages. Closing the generator lets go of the runtime's
+    connection at once.
     """
 
     name: str

@@ -1,7 +1,8 @@
 """What an operator may set."""
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -95,7 +96,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """A run that nobody follows any more goes on for so long: time for another worker to take it up."""
 
     sandbox_address: str = ""
-    """The sandbox, where gateways' tools run; empty: there is none, and every tool that wants a box fails."""
+    """The sandbox, where tools run; empty: there is none, and every tool that wants a box fails."""
+
+    policy_address: str = ""
+    """Policy, which authorizes each call of a tool; empty: there is none, and the light runtime offers no tool."""
+
+    router_address: str = ""
+    """The router, where tasks are scheduled; empty: no tool does that."""
+
+    mcp_servers: str = ""
+    """JSON file with the MCP servers whose tools tenants may be offered; see the service's README."""
+
+    openclaw_tools: bool = True
+    """Whether OpenClaw's agents are given tools, where there is a sandbox and policy to ask."""
 
     openclaw_bridge_address: str = "127.0.0.1:0"
     """Where the tools' endpoint for gateways listens; port 0 takes a free one."""
@@ -148,6 +161,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 PRICE_MAX = 1_000_000.0
 """Price of a million tokens; more is a slip of the pen."""
 
+MCP_SERVERS_MAX = 32
+"""MCP servers of a deployment: each is asked for its tools by the runs that may use them."""
+
+MCP_NAME_LENGTH_MAX = 24
+"""Characters of a server's name, so that its tools' names have room for their own."""
+
+MCP_TIMEOUT_MAX_S = 600.0
+"""The longest that a call of an MCP server's tool may take: as long as an attempt by default."""
+
+_SERVER_NAME = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*\Z")
+
 Price = Annotated[float, msgspec.Meta(ge=0, le=PRICE_MAX)]
 
 
@@ -158,6 +182,25 @@ class ProviderEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     api_keys: list[str] = []
     window_tokens: int = 0
     """Tokens that its models can read; what is surely longer is not sent. 0 if unknown."""
+    schema: Literal["openai", "gemini"] = "openai"
+    """Which part of JSON schema it takes in the description of a tool."""
+    tools: bool = True
+    """Whether its models can call tools; none is offered otherwise."""
+
+
+class McpServer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An MCP server, reached over streamable HTTP."""
+
+    url: str
+    headers: dict[str, str] = {}
+    tenants: list[str] | Literal["*"] = []
+    """Who may be offered its tools: ids of tenants, or "*" for all."""
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=MCP_TIMEOUT_MAX_S)] = 30.0
+    """Seconds for one call."""
+
+    def serves(self, tenant_id: str) -> bool:
+        """Whether a tenant may be offered its tools."""
+        return self.tenants == "*" or tenant_id in self.tenants
 
 
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -224,6 +267,30 @@ def _read_file(path: str) -> ModelsFile:
         raise SettingError(f"RETINUE_MODELS_FILE={path!r} cannot be read: {error.strerror}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SettingError(f"RETINUE_MODELS_FILE={path!r} is not valid: {error}.") from None
+
+
+def read_mcp_servers(settings: Settings) -> dict[str, McpServer]:
+    """Read the MCP servers by name; none without a file. Raises SettingError that names what is wrong."""
+    path = settings.mcp_servers
+    if not path:
+        return {}
+    try:
+        servers = msgspec.json.decode(Path(path).read_bytes(), type=dict[str, McpServer])
+    except OSError as error:
+        raise SettingError(f"RETINUE_MCP_SERVERS={path!r} cannot be read: {error.strerror}.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"RETINUE_MCP_SERVERS={path!r} is not valid: {error}.") from None
+    if len(servers) > MCP_SERVERS_MAX:
+        raise SettingError(f"RETINUE_MCP_SERVERS={path!r} names more than {MCP_SERVERS_MAX} servers.")
+    for name, server in servers.items():
+        if not _SERVER_NAME.match(name) or len(name) > MCP_NAME_LENGTH_MAX:
+            raise SettingError(
+                f"RETINUE_MCP_SERVERS: {name!r} must be small letters and digits, with single dashes or underscores "
+                f"between them, {MCP_NAME_LENGTH_MAX} characters at most."
+            )
+        _check_url(f"RETINUE_MCP_SERVERS: {name}.url", server.url)
+        _check_keys(f"RETINUE_MCP_SERVERS: {name}.headers", [*server.headers, *server.headers.values()])
+    return servers
 
 
 def read_models(settings: Settings) -> Models:

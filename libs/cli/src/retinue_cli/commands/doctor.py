@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from retinue_local.options import Options
     from retinue_local.status import MeshStatus
 
+    from retinue_cli.boxes import Boxes
+
 PYTHON_MIN, PYTHON_MAX = (3, 11), (3, 14)
 """The first version that is supported, and the last that all parts are released for."""
 
@@ -75,6 +77,7 @@ def findings(state: State, port: int) -> Iterator[Finding]:
     yield folder(state.paths.state)
     yield sockets(state)
     mesh = state.mesh()
+    yield from boxes_of(state, mesh)
     if mesh is None:
         yield free_port(port)
     yield from settings(state, port, mesh)
@@ -142,6 +145,31 @@ def sockets(state: State) -> Finding:
     if state.paths.run.is_relative_to(state.paths.state):
         return Finding("ok", f"sockets in {state.paths.run}")
     return Finding("ok", f"sockets in {state.paths.run}, because the state folder's path is too long for them")
+
+
+def boxes_of(state: State, mesh: "MeshStatus | None") -> Iterator[Finding]:
+    """Look whether tools have a box to run in; without one they are refused, and all else works."""
+    from retinue_cli import boxes
+    from retinue_cli.failures import CommandError
+
+    try:
+        found = boxes.of_mesh(state) if mesh else boxes.tried(os.environ)
+    except CommandError as error:
+        how = f"read {state.paths.logs / 'sandbox'}.log" if mesh else "make prepare"
+        yield Finding("warn", f"boxes for tools: {error}", how)
+        return
+    yield from said_of(found)
+
+
+def said_of(found: "Boxes") -> Iterator[Finding]:
+    """Put a self-test in lines, one for each thing that there is to mend."""
+    if found.available:
+        yield Finding("ok", f"boxes for tools: {found.what}")
+    wrong = [look for look in found.looks if not look.ok]
+    for remedy in dict.fromkeys(look.remedy for look in wrong):
+        said = "; ".join(f"{look.name}: {look.detail}" for look in wrong if look.remedy == remedy)
+        refused = any(look.required for look in wrong if look.remedy == remedy)
+        yield Finding("warn", f"{'no boxes, so tools are refused' if refused else 'boxes for tools'}: {said}", remedy)
 
 
 def free_port(port: int) -> Finding:

@@ -116,6 +116,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The deployment holds as many waiting runs as it may (UNAVAILABLE); RetryInfo says when to come again."""
     ERROR_REASON_INSTANCE_NOT_FOUND: _ErrorReason.ValueType  # 46
     """No instance of a runtime is assigned to this tenant (NOT_FOUND)."""
+    ERROR_REASON_SANDBOX_UNAVAILABLE: _ErrorReason.ValueType  # 47
+    """No box holds here, and nothing is executed outside of one; metadata.check names what is missing."""
+    ERROR_REASON_FILE_NOT_FOUND: _ErrorReason.ValueType  # 48
+    """There is no such file."""
+    ERROR_REASON_FILE_CHANGED: _ErrorReason.ValueType  # 49
+    """The file holds something else than was expected."""
+    ERROR_REASON_EDIT_MISMATCH: _ErrorReason.ValueType  # 50
+    """The text to replace is not there, or more than once; metadata.match_count."""
+    ERROR_REASON_ALLOWANCE_NOT_FOUND: _ErrorReason.ValueType  # 51
+    """There is no such allowance."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: the `reason` of the `google.rpc.ErrorInfo` (domain "retinue") in an error's details is one of
@@ -217,4 +227,14 @@ ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 45
 """The deployment holds as many waiting runs as it may (UNAVAILABLE); RetryInfo says when to come again."""
 ERROR_REASON_INSTANCE_NOT_FOUND: ErrorReason.ValueType  # 46
 """No instance of a runtime is assigned to this tenant (NOT_FOUND)."""
+ERROR_REASON_SANDBOX_UNAVAILABLE: ErrorReason.ValueType  # 47
+"""No box holds here, and nothing is executed outside of one; metadata.check names what is missing."""
+ERROR_REASON_FILE_NOT_FOUND: ErrorReason.ValueType  # 48
+"""There is no such file."""
+ERROR_REASON_FILE_CHANGED: ErrorReason.ValueType  # 49
+"""The file holds something else than was expected."""
+ERROR_REASON_EDIT_MISMATCH: ErrorReason.ValueType  # 50
+"""The text to replace is not there, or more than once; metadata.match_count."""
+ERROR_REASON_ALLOWANCE_NOT_FOUND: ErrorReason.ValueType  # 51
+"""There is no such allowance."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -34,6 +34,7 @@ class DecideRequest(_message.Message):
     SESSION_RUNTIME_AGE_FIELD_NUMBER: _builtins.int
     TOOL_TRANSACTION_OPEN_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Owner."""
     run_id: _builtins.str
@@ -48,6 +49,8 @@ class DecideRequest(_message.Message):
     """Whether a tool call of the session has begun and not ended."""
     attempt: _builtins.int
     """Which attempt this is, counted from 1."""
+    agent_id: _builtins.str
+    """The tenant's agent; empty if it is not known."""
     @_builtins.property
     def session_runtime_age(self) -> _duration_pb2.Duration:
         """How long ago that was; not set if never."""
@@ -63,10 +66,11 @@ class DecideRequest(_message.Message):
         session_runtime_age: _duration_pb2.Duration | None = ...,
         tool_transaction_open: _builtins.bool = ...,
         attempt: _builtins.int = ...,
+        agent_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session_runtime_age", b"session_runtime_age"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "kind", b"kind", "requested_runtime", b"requested_runtime", "run_id", b"run_id", "session_runtime", b"session_runtime", "session_runtime_age", b"session_runtime_age", "tenant_id", b"tenant_id", "tool_transaction_open", b"tool_transaction_open"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "kind", b"kind", "requested_runtime", b"requested_runtime", "run_id", b"run_id", "session_runtime", b"session_runtime", "session_runtime_age", b"session_runtime_age", "tenant_id", b"tenant_id", "tool_transaction_open", b"tool_transaction_open"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -111,6 +115,8 @@ class Decision(_message.Message):
     PROBES_FIELD_NUMBER: _builtins.int
     WATCHED_FIELD_NUMBER: _builtins.int
     ISOLATION_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    EGRESS_FIELD_NUMBER: _builtins.int
     runtime: _builtins.str
     """The runtime."""
     model: _builtins.str
@@ -118,7 +124,7 @@ class Decision(_message.Message):
     switches_runtime: _builtins.bool
     """Whether the session's runtime changes, so that a bundle is needed."""
     sandbox_profile: _builtins.str
-    """Sandbox profile for tools; empty: no tools."""
+    """Which box tools run in: "namespace", "gvisor" or "microvm" is the weakest wall that will do; empty: no tools."""
     probes: _builtins.bool
     """Whether this attempt is the one that finds out whether a runtime that failed works again: its outcome must be
     reported, and at its first sign of life.
@@ -135,6 +141,14 @@ class Decision(_message.Message):
     def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___FiredRule]:
         """The rules that fired, in order; the last one decided the runtime."""
 
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tools that the run may be offered, by name, sorted. Each call is authorized by itself."""
+
+    @_builtins.property
+    def egress(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What tools may reach over the network, as "host:port"."""
+
     def __init__(
         self,
         *,
@@ -147,10 +161,12 @@ class Decision(_message.Message):
         probes: _builtins.bool = ...,
         watched: _builtins.bool = ...,
         isolation: _builtins.str = ...,
+        tools: _abc.Iterable[_builtins.str] | None = ...,
+        egress: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["isolation", b"isolation", "limits", b"limits", "model", b"model", "probes", b"probes", "rules", b"rules", "runtime", b"runtime", "sandbox_profile", b"sandbox_profile", "switches_runtime", b"switches_runtime", "watched", b"watched"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["egress", b"egress", "isolation", b"isolation", "limits", b"limits", "model", b"model", "probes", b"probes", "rules", b"rules", "runtime", b"runtime", "sandbox_profile", b"sandbox_profile", "switches_runtime", b"switches_runtime", "tools", b"tools", "watched", b"watched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

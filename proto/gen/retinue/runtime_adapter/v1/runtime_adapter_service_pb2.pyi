@@ -45,6 +45,11 @@ class InvokeRequest(_message.Message):
     OUTPUT_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CONTACT_FIELD_NUMBER: _builtins.int
     ISOLATION_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    ALLOWANCES_FIELD_NUMBER: _builtins.int
+    BOX_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Owner."""
     run_id: _builtins.str
@@ -73,6 +78,10 @@ class InvokeRequest(_message.Message):
     """Whom the tenant's agent speaks with; empty where a task speaks with nobody."""
     isolation: _builtins.str
     """"shared" or "cell": whether other tenants may be served by the same runtime process; "shared" if empty."""
+    agent_id: _builtins.str
+    """The tenant's agent."""
+    kind: _builtins.str
+    """"chat", or a task's kind."""
     @_builtins.property
     def context(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContextMessage]:
         """The conversation so far, oldest first."""
@@ -88,6 +97,18 @@ class InvokeRequest(_message.Message):
     @_builtins.property
     def run_time(self) -> _duration_pb2.Duration:
         """Time the attempt may take."""
+
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tools that it may be offered, by name, as policy decided. Each call is authorized by itself."""
+
+    @_builtins.property
+    def allowances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Allowance]:
+        """What was allowed for good."""
+
+    @_builtins.property
+    def box(self) -> Global___ToolBox:
+        """Which box its tools run in."""
 
     def __init__(
         self,
@@ -110,14 +131,73 @@ class InvokeRequest(_message.Message):
         output_size_bytes: _builtins.int = ...,
         contact: _builtins.str = ...,
         isolation: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        tools: _abc.Iterable[_builtins.str] | None = ...,
+        allowances: _abc.Iterable[Global___Allowance] | None = ...,
+        box: Global___ToolBox | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters", "run_time", b"run_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "parameters", b"parameters", "run_time", b"run_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvals", b"approvals", "attempt", b"attempt", "checkpoint", b"checkpoint", "contact", b"contact", "context", b"context", "fencing_token", b"fencing_token", "isolation", b"isolation", "model", b"model", "output_size_bytes", b"output_size_bytes", "parameters", b"parameters", "persona", b"persona", "reasoning", b"reasoning", "run_id", b"run_id", "run_time", b"run_time", "runtime", b"runtime", "session_id", b"session_id", "tenant_id", b"tenant_id", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "allowances", b"allowances", "approvals", b"approvals", "attempt", b"attempt", "box", b"box", "checkpoint", b"checkpoint", "contact", b"contact", "context", b"context", "fencing_token", b"fencing_token", "isolation", b"isolation", "kind", b"kind", "model", b"model", "output_size_bytes", b"output_size_bytes", "parameters", b"parameters", "persona", b"persona", "reasoning", b"reasoning", "run_id", b"run_id", "run_time", b"run_time", "runtime", b"runtime", "session_id", b"session_id", "tenant_id", b"tenant_id", "text", b"text", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InvokeRequest: _TypeAlias = InvokeRequest  # noqa: Y015
+
+@_typing.final
+class Allowance(_message.Message):
+    """Calls of a tool that a person has allowed for good."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
+    tool: _builtins.str
+    """Name of the tool."""
+    pattern: _builtins.str
+    """Which calls, as policy writes it."""
+    def __init__(
+        self,
+        *,
+        tool: _builtins.str = ...,
+        pattern: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pattern", b"pattern", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Allowance: _TypeAlias = Allowance  # noqa: Y015
+
+@_typing.final
+class ToolBox(_message.Message):
+    """Which box tools run in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_ISOLATION_FIELD_NUMBER: _builtins.int
+    EGRESS_FIELD_NUMBER: _builtins.int
+    min_isolation: _builtins.str
+    """The weakest wall that will do: "namespace" (also if empty), "gvisor" or "microvm"."""
+    @_builtins.property
+    def egress(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What may be reached over the network, as "host:port"."""
+
+    def __init__(
+        self,
+        *,
+        min_isolation: _builtins.str = ...,
+        egress: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["egress", b"egress", "min_isolation", b"min_isolation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolBox: _TypeAlias = ToolBox  # noqa: Y015
 
 @_typing.final
 class ContextMessage(_message.Message):

@@ -75,7 +75,7 @@ class RuntimeAdapterServiceServicer:
 
     def Invoke(self, request, context):
         """Executes one attempt of a run and streams what happens, batched as it comes. The stream ends with exactly one
-        `finished` or `failed` event. Cancelling the call aborts the attempt. Not idempotent: the fencing token names the
+        `finished`, `failed`, `approval_requested` or `paused` event. Cancelling the call aborts the attempt. Not idempotent: the fencing token names the
         attempt, and a lower token than seen for the session fails with STALE_FENCING_TOKEN. Fails with RUNTIME_UNAVAILABLE
         if there is no such runtime; the model's troubles are `failed` events. Initial metadata with the key
         `retinue-accepted` says at once that the attempt is taken up; a call lost before has come to nothing.

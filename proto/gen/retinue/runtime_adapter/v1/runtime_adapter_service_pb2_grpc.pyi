@@ -20,7 +20,7 @@ class RuntimeAdapterServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     Invoke: _aio.UnaryStreamMultiCallable[_runtime_adapter_service_pb2.InvokeRequest, _runtime_adapter_service_pb2.InvokeResponse]
     """Executes one attempt of a run and streams what happens, batched as it comes. The stream ends with exactly one
-    `finished` or `failed` event. Cancelling the call aborts the attempt. Not idempotent: the fencing token names the
+    `finished`, `failed`, `approval_requested` or `paused` event. Cancelling the call aborts the attempt. Not idempotent: the fencing token names the
     attempt, and a lower token than seen for the session fails with STALE_FENCING_TOKEN. Fails with RUNTIME_UNAVAILABLE
     if there is no such runtime; the model's troubles are `failed` events. Initial metadata with the key
     `retinue-accepted` says at once that the attempt is taken up; a call lost before has come to nothing.
@@ -48,7 +48,7 @@ class RuntimeAdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_runtime_adapter_service_pb2.InvokeRequest, _abc.AsyncIterator[_runtime_adapter_service_pb2.InvokeResponse]],
     ) -> _abc.AsyncIterator[_runtime_adapter_service_pb2.InvokeResponse]:
         """Executes one attempt of a run and streams what happens, batched as it comes. The stream ends with exactly one
-        `finished` or `failed` event. Cancelling the call aborts the attempt. Not idempotent: the fencing token names the
+        `finished`, `failed`, `approval_requested` or `paused` event. Cancelling the call aborts the attempt. Not idempotent: the fencing token names the
         attempt, and a lower token than seen for the session fails with STALE_FENCING_TOKEN. Fails with RUNTIME_UNAVAILABLE
         if there is no such runtime; the model's troubles are `failed` events. Initial metadata with the key
         `retinue-accepted` says at once that the attempt is taken up; a call lost before has come to nothing.

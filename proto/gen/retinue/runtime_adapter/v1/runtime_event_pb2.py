@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.retinue/runtime_adapter/v1/runtime_event.proto\x12\x1aretinue.runtime_adapter.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"\xd6\x05\n\x0cRuntimeEvent\x12;\n\ntext_delta\x18\x01 \x01(\x0b\x32%.retinue.runtime_adapter.v1.TextDeltaH\x00\x12\x45\n\x0freasoning_delta\x18\x02 \x01(\x0b\x32*.retinue.runtime_adapter.v1.ReasoningDeltaH\x00\x12I\n\x11message_completed\x18\x03 \x01(\x0b\x32,.retinue.runtime_adapter.v1.MessageCompletedH\x00\x12?\n\x0ctool_started\x18\x04 \x01(\x0b\x32\'.retinue.runtime_adapter.v1.ToolStartedH\x00\x12=\n\x0btool_output\x18\x05 \x01(\x0b\x32&.retinue.runtime_adapter.v1.ToolOutputH\x00\x12\x41\n\rtool_finished\x18\x06 \x01(\x0b\x32(.retinue.runtime_adapter.v1.ToolFinishedH\x00\x12\x30\n\x04\x63\x61rd\x18\x07 \x01(\x0b\x32 .retinue.runtime_adapter.v1.CardH\x00\x12K\n\x12\x61pproval_requested\x18\x08 \x01(\x0b\x32-.retinue.runtime_adapter.v1.ApprovalRequestedH\x00\x12<\n\ncheckpoint\x18\t \x01(\x0b\x32&.retinue.runtime_adapter.v1.CheckpointH\x00\x12\x38\n\x08\x66inished\x18\n \x01(\x0b\x32$.retinue.runtime_adapter.v1.FinishedH\x00\x12\x34\n\x06\x66\x61iled\x18\x0b \x01(\x0b\x32\".retinue.runtime_adapter.v1.FailedH\x00\x42\x07\n\x05\x65vent\"*\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0f\n\x07replace\x18\x02 \x01(\x08\"\x1e\n\x0eReasoningDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\" \n\x10MessageCompleted\x12\x0c\n\x04text\x18\x01 \x01(\t\"X\n\x0bToolStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04tool\x18\x02 \x01(\t\x12*\n\targuments\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\";\n\nToolOutput\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"P\n\x0cToolFinished\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\n\n\x02ok\x18\x02 \x01(\x08\x12\x0e\n\x06result\x18\x03 \x01(\t\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x05\"J\n\x04\x43\x61rd\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12%\n\x04\x62ody\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"i\n\x11\x41pprovalRequested\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04tool\x18\x02 \x01(\t\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12\x10\n\x08\x65xpire_s\x18\x04 \x01(\x05\x12\x12\n\ncheckpoint\x18\x05 \x01(\x0c\"\x1b\n\nCheckpoint\x12\r\n\x05state\x18\x01 \x01(\x0c\"C\n\x08\x46inished\x12\x37\n\x05usage\x18\x01 \x01(\x0b\x32(.retinue.runtime_adapter.v1.RuntimeUsage\"w\n\x06\x46\x61iled\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x11\n\tretryable\x18\x02 \x01(\x08\x12\x37\n\x05usage\x18\x03 \x01(\x0b\x32(.retinue.runtime_adapter.v1.RuntimeUsage\"_\n\x0cRuntimeUsage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x15\n\routput_tokens\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0b\x63ost_micros\x18\x04 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.retinue/runtime_adapter/v1/runtime_event.proto\x12\x1aretinue.runtime_adapter.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"\x8c\x06\n\x0cRuntimeEvent\x12;\n\ntext_delta\x18\x01 \x01(\x0b\x32%.retinue.runtime_adapter.v1.TextDeltaH\x00\x12\x45\n\x0freasoning_delta\x18\x02 \x01(\x0b\x32*.retinue.runtime_adapter.v1.ReasoningDeltaH\x00\x12I\n\x11message_completed\x18\x03 \x01(\x0b\x32,.retinue.runtime_adapter.v1.MessageCompletedH\x00\x12?\n\x0ctool_started\x18\x04 \x01(\x0b\x32\'.retinue.runtime_adapter.v1.ToolStartedH\x00\x12=\n\x0btool_output\x18\x05 \x01(\x0b\x32&.retinue.runtime_adapter.v1.ToolOutputH\x00\x12\x41\n\rtool_finished\x18\x06 \x01(\x0b\x32(.retinue.runtime_adapter.v1.ToolFinishedH\x00\x12\x30\n\x04\x63\x61rd\x18\x07 \x01(\x0b\x32 .retinue.runtime_adapter.v1.CardH\x00\x12K\n\x12\x61pproval_requested\x18\x08 \x01(\x0b\x32-.retinue.runtime_adapter.v1.ApprovalRequestedH\x00\x12<\n\ncheckpoint\x18\t \x01(\x0b\x32&.retinue.runtime_adapter.v1.CheckpointH\x00\x12\x38\n\x08\x66inished\x18\n \x01(\x0b\x32$.retinue.runtime_adapter.v1.FinishedH\x00\x12\x34\n\x06\x66\x61iled\x18\x0b \x01(\x0b\x32\".retinue.runtime_adapter.v1.FailedH\x00\x12\x34\n\x06paused\x18\x0c \x01(\x0b\x32\".retinue.runtime_adapter.v1.PausedH\x00\x42\x07\n\x05\x65vent\"*\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0f\n\x07replace\x18\x02 \x01(\x08\"\x1e\n\x0eReasoningDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\" \n\x10MessageCompleted\x12\x0c\n\x04text\x18\x01 \x01(\t\"X\n\x0bToolStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04tool\x18\x02 \x01(\t\x12*\n\targuments\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\";\n\nToolOutput\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"P\n\x0cToolFinished\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\n\n\x02ok\x18\x02 \x01(\x08\x12\x0e\n\x06result\x18\x03 \x01(\t\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x05\"J\n\x04\x43\x61rd\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12%\n\x04\x62ody\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"z\n\x11\x41pprovalRequested\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04tool\x18\x02 \x01(\t\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12\x10\n\x08\x65xpire_s\x18\x04 \x01(\x05\x12\x0f\n\x07pattern\x18\x06 \x01(\t\x12\x12\n\ncheckpoint\x18\x05 \x01(\x0c\"R\n\x06Paused\x12\r\n\x05state\x18\x01 \x01(\x0c\x12\x39\n\x08starting\x18\x02 \x03(\x0b\x32\'.retinue.runtime_adapter.v1.ToolStarted\"\x1b\n\nCheckpoint\x12\r\n\x05state\x18\x01 \x01(\x0c\"C\n\x08\x46inished\x12\x37\n\x05usage\x18\x01 \x01(\x0b\x32(.retinue.runtime_adapter.v1.RuntimeUsage\"w\n\x06\x46\x61iled\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x11\n\tretryable\x18\x02 \x01(\x08\x12\x37\n\x05usage\x18\x03 \x01(\x0b\x32(.retinue.runtime_adapter.v1.RuntimeUsage\"_\n\x0cRuntimeUsage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x15\n\routput_tokens\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0b\x63ost_micros\x18\x04 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,29 +34,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'retinue.runtime_adapter.v1.
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RUNTIMEEVENT']._serialized_start=134
-  _globals['_RUNTIMEEVENT']._serialized_end=860
-  _globals['_TEXTDELTA']._serialized_start=862
-  _globals['_TEXTDELTA']._serialized_end=904
-  _globals['_REASONINGDELTA']._serialized_start=906
-  _globals['_REASONINGDELTA']._serialized_end=936
-  _globals['_MESSAGECOMPLETED']._serialized_start=938
-  _globals['_MESSAGECOMPLETED']._serialized_end=970
-  _globals['_TOOLSTARTED']._serialized_start=972
-  _globals['_TOOLSTARTED']._serialized_end=1060
-  _globals['_TOOLOUTPUT']._serialized_start=1062
-  _globals['_TOOLOUTPUT']._serialized_end=1121
-  _globals['_TOOLFINISHED']._serialized_start=1123
-  _globals['_TOOLFINISHED']._serialized_end=1203
-  _globals['_CARD']._serialized_start=1205
-  _globals['_CARD']._serialized_end=1279
-  _globals['_APPROVALREQUESTED']._serialized_start=1281
-  _globals['_APPROVALREQUESTED']._serialized_end=1386
-  _globals['_CHECKPOINT']._serialized_start=1388
-  _globals['_CHECKPOINT']._serialized_end=1415
-  _globals['_FINISHED']._serialized_start=1417
-  _globals['_FINISHED']._serialized_end=1484
-  _globals['_FAILED']._serialized_start=1486
-  _globals['_FAILED']._serialized_end=1605
-  _globals['_RUNTIMEUSAGE']._serialized_start=1607
-  _globals['_RUNTIMEUSAGE']._serialized_end=1702
+  _globals['_RUNTIMEEVENT']._serialized_end=914
+  _globals['_TEXTDELTA']._serialized_start=916
+  _globals['_TEXTDELTA']._serialized_end=958
+  _globals['_REASONINGDELTA']._serialized_start=960
+  _globals['_REASONINGDELTA']._serialized_end=990
+  _globals['_MESSAGECOMPLETED']._serialized_start=992
+  _globals['_MESSAGECOMPLETED']._serialized_end=1024
+  _globals['_TOOLSTARTED']._serialized_start=1026
+  _globals['_TOOLSTARTED']._serialized_end=1114
+  _globals['_TOOLOUTPUT']._serialized_start=1116
+  _globals['_TOOLOUTPUT']._serialized_end=1175
+  _globals['_TOOLFINISHED']._serialized_start=1177
+  _globals['_TOOLFINISHED']._serialized_end=1257
+  _globals['_CARD']._serialized_start=1259
+  _globals['_CARD']._serialized_end=1333
+  _globals['_APPROVALREQUESTED']._serialized_start=1335
+  _globals['_APPROVALREQUESTED']._serialized_end=1457
+  _globals['_PAUSED']._serialized_start=1459
+  _globals['_PAUSED']._serialized_end=1541
+  _globals['_CHECKPOINT']._serialized_start=1543
+  _globals['_CHECKPOINT']._serialized_end=1570
+  _globals['_FINISHED']._serialized_start=1572
+  _globals['_FINISHED']._serialized_end=1639
+  _globals['_FAILED']._serialized_start=1641
+  _globals['_FAILED']._serialized_end=1760
+  _globals['_RUNTIMEUSAGE']._serialized_start=1762
+  _globals['_RUNTIMEUSAGE']._serialized_end=1857
 # @@protoc_insertion_point(module_scope)

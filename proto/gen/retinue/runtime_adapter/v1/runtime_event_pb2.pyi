@@ -3,9 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
@@ -35,6 +37,7 @@ class RuntimeEvent(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def text_delta(self) -> Global___TextDelta:
         """More text of the answer."""
@@ -79,6 +82,10 @@ class RuntimeEvent(_message.Message):
     def failed(self) -> Global___Failed:
         """The attempt is over and not well."""
 
+    @_builtins.property
+    def paused(self) -> Global___Paused:
+        """The attempt has planned what it does next, and waits for that to be recorded."""
+
     def __init__(
         self,
         *,
@@ -93,12 +100,13 @@ class RuntimeEvent(_message.Message):
         checkpoint: Global___Checkpoint | None = ...,
         finished: Global___Finished | None = ...,
         failed: Global___Failed | None = ...,
+        paused: Global___Paused | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_requested", b"approval_requested", "card", b"card", "checkpoint", b"checkpoint", "event", b"event", "failed", b"failed", "finished", b"finished", "message_completed", b"message_completed", "reasoning_delta", b"reasoning_delta", "text_delta", b"text_delta", "tool_finished", b"tool_finished", "tool_output", b"tool_output", "tool_started", b"tool_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_requested", b"approval_requested", "card", b"card", "checkpoint", b"checkpoint", "event", b"event", "failed", b"failed", "finished", b"finished", "message_completed", b"message_completed", "paused", b"paused", "reasoning_delta", b"reasoning_delta", "text_delta", b"text_delta", "tool_finished", b"tool_finished", "tool_output", b"tool_output", "tool_started", b"tool_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_requested", b"approval_requested", "card", b"card", "checkpoint", b"checkpoint", "event", b"event", "failed", b"failed", "finished", b"finished", "message_completed", b"message_completed", "reasoning_delta", b"reasoning_delta", "text_delta", b"text_delta", "tool_finished", b"tool_finished", "tool_output", b"tool_output", "tool_started", b"tool_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_requested", b"approval_requested", "card", b"card", "checkpoint", b"checkpoint", "event", b"event", "failed", b"failed", "finished", b"finished", "message_completed", b"message_completed", "paused", b"paused", "reasoning_delta", b"reasoning_delta", "text_delta", b"text_delta", "tool_finished", b"tool_finished", "tool_output", b"tool_output", "tool_started", b"tool_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["text_delta", "reasoning_delta", "message_completed", "tool_started", "tool_output", "tool_finished", "card", "approval_requested", "checkpoint", "finished", "failed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["text_delta", "reasoning_delta", "message_completed", "tool_started", "tool_output", "tool_finished", "card", "approval_requested", "checkpoint", "finished", "failed", "paused"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -312,6 +320,7 @@ class ApprovalRequested(_message.Message):
     TOOL_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     EXPIRE_S_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """Id of the call."""
@@ -321,6 +330,8 @@ class ApprovalRequested(_message.Message):
     """What it would do, in one line."""
     expire_s: _builtins.int
     """Seconds until silence is a denial."""
+    pattern: _builtins.str
+    """What "allow_always" would allow from now on, as policy writes it; empty if it would allow no more than this call."""
     checkpoint: _builtins.bytes
     """State from which the run goes on."""
     def __init__(
@@ -330,15 +341,48 @@ class ApprovalRequested(_message.Message):
         tool: _builtins.str = ...,
         summary: _builtins.str = ...,
         expire_s: _builtins.int = ...,
+        pattern: _builtins.str = ...,
         checkpoint: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "checkpoint", b"checkpoint", "expire_s", b"expire_s", "summary", b"summary", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "checkpoint", b"checkpoint", "expire_s", b"expire_s", "pattern", b"pattern", "summary", b"summary", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ApprovalRequested: _TypeAlias = ApprovalRequested  # noqa: Y015
+
+@_typing.final
+class Paused(_message.Message):
+    """Tool calls are about to begin. The stream ends here; whoever drives the attempt records the state and the beginnings in
+    one step, then invokes it again with that state under the same fencing token, and only then they begin. The state is
+    given back at most once under this token; a call that is lost then is followed by an attempt with another. Under the
+    same token nothing is told again; under another, the whole messages that the state holds are.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    STARTING_FIELD_NUMBER: _builtins.int
+    state: _builtins.bytes
+    """State from which the attempt goes on."""
+    @_builtins.property
+    def starting(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolStarted]:
+        """What begins then."""
+
+    def __init__(
+        self,
+        *,
+        state: _builtins.bytes = ...,
+        starting: _abc.Iterable[Global___ToolStarted] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["starting", b"starting", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Paused: _TypeAlias = Paused  # noqa: Y015
 
 @_typing.final
 class Checkpoint(_message.Message):

@@ -23,15 +23,30 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from retinue.sandbox.v1 import execution_pb2 as retinue_dot_sandbox_dot_v1_dot_execution__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(retinue/sandbox/v1/sandbox_service.proto\x12\x12retinue.sandbox.v1\x1a\x1b\x62uf/validate/validate.proto\"\x85\x01\n\x0b\x45xecRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nsession_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1e\n\rfencing_token\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x19\n\x04\x61rgv\x18\x04 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x02\"?\n\x0c\x45xecResponse\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x11\n\texit_code\x18\x03 \x01(\x05\x32]\n\x0eSandboxService\x12K\n\x04\x45xec\x12\x1f.retinue.sandbox.v1.ExecRequest\x1a .retinue.sandbox.v1.ExecResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(retinue/sandbox/v1/sandbox_service.proto\x12\x12retinue.sandbox.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\"retinue/sandbox/v1/execution.proto\"\x11\n\x0f\x44\x65scribeRequest\"\x8b\x01\n\x10\x44\x65scribeResponse\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x11\n\tisolation\x18\x02 \x01(\t\x12\x11\n\tavailable\x18\x03 \x01(\x08\x12)\n\x06\x63hecks\x18\x04 \x03(\x0b\x32\x19.retinue.sandbox.v1.Check\x12\x15\n\rsession_count\x18\x05 \x01(\x05\"S\n\x05\x43heck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02ok\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\x12\x10\n\x08required\x18\x05 \x01(\x08\"\x9f\x01\n\x12OpenSessionRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nsession_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1e\n\rfencing_token\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12,\n\x07profile\x18\x04 \x01(\x0b\x32\x1b.retinue.sandbox.v1.Profile\"8\n\x13OpenSessionResponse\x12\x11\n\tisolation\x18\x01 \x01(\t\x12\x0e\n\x06reused\x18\x02 \x01(\x08\"r\n\x13\x43loseSessionRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nsession_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1e\n\rfencing_token\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\"&\n\x14\x43loseSessionResponse\x12\x0e\n\x06\x63losed\x18\x01 \x01(\x08\"\xbc\x03\n\x0b\x45xecRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nsession_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1e\n\rfencing_token\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x19\n\x04\x61rgv\x18\x04 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x08\x12\x19\n\x05stdin\x18\x05 \x01(\x0c\x42\n\xbaH\x07z\x05\x18\x80\x80\x80\x02\x12\x15\n\x03\x63wd\x18\x06 \x01(\tB\x08\xbaH\x05r\x03(\xff\x1f\x12?\n\x03\x65nv\x18\x07 \x03(\x0b\x32(.retinue.sandbox.v1.ExecRequest.EnvEntryB\x08\xbaH\x05\x9a\x01\x02\x10@\x12*\n\x06limits\x18\x08 \x01(\x0b\x32\x1a.retinue.sandbox.v1.Limits\x12,\n\x07profile\x18\t \x01(\x0b\x32\x1b.retinue.sandbox.v1.Profile\x12\x10\n\x08one_shot\x18\n \x01(\x08\x12*\n\x06origin\x18\x0b \x01(\x0b\x32\x1a.retinue.sandbox.v1.Origin\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8e\x01\n\x0c\x45xecResponse\x12,\n\x06output\x18\x04 \x01(\x0b\x32\x1a.retinue.sandbox.v1.OutputH\x00\x12(\n\x04\x65xit\x18\x05 \x01(\x0b\x32\x18.retinue.sandbox.v1.ExitH\x00\x42\x07\n\x05\x65ventJ\x04\x08\x01\x10\x04R\x06streamR\x04\x64\x61taR\texit_code\"\x92\x02\n\x10RunPythonRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nsession_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1e\n\rfencing_token\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x1b\n\x06source\x18\x04 \x01(\tB\x0b\xbaH\x08r\x06\x10\x01(\x80\x80@\x12*\n\x06limits\x18\x05 \x01(\x0b\x32\x1a.retinue.sandbox.v1.Limits\x12,\n\x07profile\x18\x06 \x01(\x0b\x32\x1b.retinue.sandbox.v1.Profile\x12*\n\x06origin\x18\x07 \x01(\x0b\x32\x1a.retinue.sandbox.v1.Origin\"t\n\x11RunPythonResponse\x12,\n\x06output\x18\x01 \x01(\x0b\x32\x1a.retinue.sandbox.v1.OutputH\x00\x12(\n\x04\x65xit\x18\x02 \x01(\x0b\x32\x18.retinue.sandbox.v1.ExitH\x00\x42\x07\n\x05\x65vent2\xd3\x03\n\x0eSandboxService\x12U\n\x08\x44\x65scribe\x12#.retinue.sandbox.v1.DescribeRequest\x1a$.retinue.sandbox.v1.DescribeResponse\x12^\n\x0bOpenSession\x12&.retinue.sandbox.v1.OpenSessionRequest\x1a\'.retinue.sandbox.v1.OpenSessionResponse\x12\x61\n\x0c\x43loseSession\x12\'.retinue.sandbox.v1.CloseSessionRequest\x1a(.retinue.sandbox.v1.CloseSessionResponse\x12K\n\x04\x45xec\x12\x1f.retinue.sandbox.v1.ExecRequest\x1a .retinue.sandbox.v1.ExecResponse0\x01\x12Z\n\tRunPython\x12$.retinue.sandbox.v1.RunPythonRequest\x1a%.retinue.sandbox.v1.RunPythonResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'retinue.sandbox.v1.sandbox_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_OPENSESSIONREQUEST'].fields_by_name['tenant_id']._loaded_options = None
+  _globals['_OPENSESSIONREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_OPENSESSIONREQUEST'].fields_by_name['session_id']._loaded_options = None
+  _globals['_OPENSESSIONREQUEST'].fields_by_name['session_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_OPENSESSIONREQUEST'].fields_by_name['fencing_token']._loaded_options = None
+  _globals['_OPENSESSIONREQUEST'].fields_by_name['fencing_token']._serialized_options = b'\272H\004\"\002(\001'
+  _globals['_CLOSESESSIONREQUEST'].fields_by_name['tenant_id']._loaded_options = None
+  _globals['_CLOSESESSIONREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_CLOSESESSIONREQUEST'].fields_by_name['session_id']._loaded_options = None
+  _globals['_CLOSESESSIONREQUEST'].fields_by_name['session_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_CLOSESESSIONREQUEST'].fields_by_name['fencing_token']._loaded_options = None
+  _globals['_CLOSESESSIONREQUEST'].fields_by_name['fencing_token']._serialized_options = b'\272H\004\"\002(\001'
+  _globals['_EXECREQUEST_ENVENTRY']._loaded_options = None
+  _globals['_EXECREQUEST_ENVENTRY']._serialized_options = b'8\001'
   _globals['_EXECREQUEST'].fields_by_name['tenant_id']._loaded_options = None
   _globals['_EXECREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_EXECREQUEST'].fields_by_name['session_id']._loaded_options = None
@@ -39,11 +54,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXECREQUEST'].fields_by_name['fencing_token']._loaded_options = None
   _globals['_EXECREQUEST'].fields_by_name['fencing_token']._serialized_options = b'\272H\004\"\002(\001'
   _globals['_EXECREQUEST'].fields_by_name['argv']._loaded_options = None
-  _globals['_EXECREQUEST'].fields_by_name['argv']._serialized_options = b'\272H\010\222\001\005\010\001\020\200\002'
-  _globals['_EXECREQUEST']._serialized_start=94
-  _globals['_EXECREQUEST']._serialized_end=227
-  _globals['_EXECRESPONSE']._serialized_start=229
-  _globals['_EXECRESPONSE']._serialized_end=292
-  _globals['_SANDBOXSERVICE']._serialized_start=294
-  _globals['_SANDBOXSERVICE']._serialized_end=387
+  _globals['_EXECREQUEST'].fields_by_name['argv']._serialized_options = b'\272H\010\222\001\005\010\001\020\200\010'
+  _globals['_EXECREQUEST'].fields_by_name['stdin']._loaded_options = None
+  _globals['_EXECREQUEST'].fields_by_name['stdin']._serialized_options = b'\272H\007z\005\030\200\200\200\002'
+  _globals['_EXECREQUEST'].fields_by_name['cwd']._loaded_options = None
+  _globals['_EXECREQUEST'].fields_by_name['cwd']._serialized_options = b'\272H\005r\003(\377\037'
+  _globals['_EXECREQUEST'].fields_by_name['env']._loaded_options = None
+  _globals['_EXECREQUEST'].fields_by_name['env']._serialized_options = b'\272H\005\232\001\002\020@'
+  _globals['_RUNPYTHONREQUEST'].fields_by_name['tenant_id']._loaded_options = None
+  _globals['_RUNPYTHONREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_RUNPYTHONREQUEST'].fields_by_name['session_id']._loaded_options = None
+  _globals['_RUNPYTHONREQUEST'].fields_by_name['session_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_RUNPYTHONREQUEST'].fields_by_name['fencing_token']._loaded_options = None
+  _globals['_RUNPYTHONREQUEST'].fields_by_name['fencing_token']._serialized_options = b'\272H\004\"\002(\001'
+  _globals['_RUNPYTHONREQUEST'].fields_by_name['source']._loaded_options = None
+  _globals['_RUNPYTHONREQUEST'].fields_by_name['source']._serialized_options = b'\272H\010r\006\020\001(\200\200@'
+  _globals['_DESCRIBEREQUEST']._serialized_start=129
+  _globals['_DESCRIBEREQUEST']._serialized_end=146
+  _globals['_DESCRIBERESPONSE']._serialized_start=149
+  _globals['_DESCRIBERESPONSE']._serialized_end=288
+  _globals['_CHECK']._serialized_start=290
+  _globals['_CHECK']._serialized_end=373
+  _globals['_OPENSESSIONREQUEST']._serialized_start=376
+  _globals['_OPENSESSIONREQUEST']._serialized_end=535
+  _globals['_OPENSESSIONRESPONSE']._serialized_start=537
+  _globals['_OPENSESSIONRESPONSE']._serialized_end=593
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=595
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=709
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=711
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=749
+  _globals['_EXECREQUEST']._serialized_start=752
+  _globals['_EXECREQUEST']._serialized_end=1196
+  _globals['_EXECREQUEST_ENVENTRY']._serialized_start=1154
+  _globals['_EXECREQUEST_ENVENTRY']._serialized_end=1196
+  _globals['_EXECRESPONSE']._serialized_start=1199
+  _globals['_EXECRESPONSE']._serialized_end=1341
+  _globals['_RUNPYTHONREQUEST']._serialized_start=1344
+  _globals['_RUNPYTHONREQUEST']._serialized_end=1618
+  _globals['_RUNPYTHONRESPONSE']._serialized_start=1620
+  _globals['_RUNPYTHONRESPONSE']._serialized_end=1736
+  _globals['_SANDBOXSERVICE']._serialized_start=1739
+  _globals['_SANDBOXSERVICE']._serialized_end=2206
 # @@protoc_insertion_point(module_scope)

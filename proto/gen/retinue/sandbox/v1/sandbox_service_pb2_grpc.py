@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class SandboxServiceStub:
-    """Runs untrusted work in a box with limits. Fails with CAPABILITY_MISSING on each call until there is a box: nothing is
-    executed outside of one.
+    """Runs untrusted work in a box with limits. Nothing is executed outside of a box: each call that would execute fails
+    with SANDBOX_UNAVAILABLE (metadata.check) where the self-test found none that holds. All sessions of a tenant see the
+    tenant's files under /workspace; processes, and what they keep outside of it, belong to one session.
     """
 
     def __init__(self, channel):
@@ -36,20 +37,73 @@ class SandboxServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.Describe = channel.unary_unary(
+                '/retinue.sandbox.v1.SandboxService/Describe',
+                request_serializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.DescribeRequest.SerializeToString,
+                response_deserializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.DescribeResponse.FromString,
+                _registered_method=True)
+        self.OpenSession = channel.unary_unary(
+                '/retinue.sandbox.v1.SandboxService/OpenSession',
+                request_serializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.OpenSessionRequest.SerializeToString,
+                response_deserializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.OpenSessionResponse.FromString,
+                _registered_method=True)
+        self.CloseSession = channel.unary_unary(
+                '/retinue.sandbox.v1.SandboxService/CloseSession',
+                request_serializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.CloseSessionRequest.SerializeToString,
+                response_deserializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.CloseSessionResponse.FromString,
+                _registered_method=True)
         self.Exec = channel.unary_stream(
                 '/retinue.sandbox.v1.SandboxService/Exec',
                 request_serializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.ExecRequest.SerializeToString,
                 response_deserializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.ExecResponse.FromString,
                 _registered_method=True)
+        self.RunPython = channel.unary_stream(
+                '/retinue.sandbox.v1.SandboxService/RunPython',
+                request_serializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.RunPythonRequest.SerializeToString,
+                response_deserializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.RunPythonResponse.FromString,
+                _registered_method=True)
 
 
 class SandboxServiceServicer:
-    """Runs untrusted work in a box with limits. Fails with CAPABILITY_MISSING on each call until there is a box: nothing is
-    executed outside of one.
+    """Runs untrusted work in a box with limits. Nothing is executed outside of a box: each call that would execute fails
+    with SANDBOX_UNAVAILABLE (metadata.check) where the self-test found none that holds. All sessions of a tenant see the
+    tenant's files under /workspace; processes, and what they keep outside of it, belong to one session.
     """
 
+    def Describe(self, request, context):
+        """Says what boxes there are and what the self-test found.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenSession(self, request, context):
+        """Makes sure that a session has its box, and that no call under a lower fencing token is served from now on.
+        Idempotent. Fails with SANDBOX_UNAVAILABLE, STALE_FENCING_TOKEN, POLICY_DENIED (metadata.isolation: the box is
+        weaker than asked for), QUEUE_FULL (too many sessions; with RetryInfo).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseSession(self, request, context):
+        """Ends a session's box with every process in it. Idempotent; the files stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Exec(self, request, context):
-        """Runs a command in the session's box and streams its output.
+        """Runs a command and streams its output; the last message says how it ended. Cancelling the call kills all that the
+        command has started. Going beyond a limit is an outcome, not an error. Not idempotent: a call lost on the way may
+        have run. Opens the session if need be; fails as OpenSession does, and with QUOTA_EXCEEDED (too many at once).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RunPython(self, request, context):
+        """Runs Python source in an interpreter that is warm; otherwise as Exec. Each call has a process and names of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -58,10 +112,30 @@ class SandboxServiceServicer:
 
 def add_SandboxServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Describe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Describe,
+                    request_deserializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.DescribeRequest.FromString,
+                    response_serializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.DescribeResponse.SerializeToString,
+            ),
+            'OpenSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenSession,
+                    request_deserializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.OpenSessionRequest.FromString,
+                    response_serializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.OpenSessionResponse.SerializeToString,
+            ),
+            'CloseSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseSession,
+                    request_deserializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.CloseSessionRequest.FromString,
+                    response_serializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.CloseSessionResponse.SerializeToString,
+            ),
             'Exec': grpc.unary_stream_rpc_method_handler(
                     servicer.Exec,
                     request_deserializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.ExecRequest.FromString,
                     response_serializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.ExecResponse.SerializeToString,
+            ),
+            'RunPython': grpc.unary_stream_rpc_method_handler(
+                    servicer.RunPython,
+                    request_deserializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.RunPythonRequest.FromString,
+                    response_serializer=retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.RunPythonResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -72,9 +146,91 @@ def add_SandboxServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SandboxService:
-    """Runs untrusted work in a box with limits. Fails with CAPABILITY_MISSING on each call until there is a box: nothing is
-    executed outside of one.
+    """Runs untrusted work in a box with limits. Nothing is executed outside of a box: each call that would execute fails
+    with SANDBOX_UNAVAILABLE (metadata.check) where the self-test found none that holds. All sessions of a tenant see the
+    tenant's files under /workspace; processes, and what they keep outside of it, belong to one session.
     """
+
+    @staticmethod
+    def Describe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retinue.sandbox.v1.SandboxService/Describe',
+            retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.DescribeRequest.SerializeToString,
+            retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.DescribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retinue.sandbox.v1.SandboxService/OpenSession',
+            retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.OpenSessionRequest.SerializeToString,
+            retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.OpenSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retinue.sandbox.v1.SandboxService/CloseSession',
+            retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.CloseSessionRequest.SerializeToString,
+            retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.CloseSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Exec(request,
@@ -93,6 +249,33 @@ class SandboxService:
             '/retinue.sandbox.v1.SandboxService/Exec',
             retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.ExecRequest.SerializeToString,
             retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.ExecResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunPython(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/retinue.sandbox.v1.SandboxService/RunPython',
+            retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.RunPythonRequest.SerializeToString,
+            retinue_dot_sandbox_dot_v1_dot_sandbox__service__pb2.RunPythonResponse.FromString,
             options,
             channel_credentials,
             insecure,

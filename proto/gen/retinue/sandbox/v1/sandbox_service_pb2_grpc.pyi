@@ -13,18 +13,61 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SandboxServiceStub:
-    """Runs untrusted work in a box with limits. Fails with CAPABILITY_MISSING on each call until there is a box: nothing is
-    executed outside of one.
+    """Runs untrusted work in a box with limits. Nothing is executed outside of a box: each call that would execute fails
+    with SANDBOX_UNAVAILABLE (metadata.check) where the self-test found none that holds. All sessions of a tenant see the
+    tenant's files under /workspace; processes, and what they keep outside of it, belong to one session.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    Describe: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.DescribeRequest, _sandbox_service_pb2.DescribeResponse]
+    """Says what boxes there are and what the self-test found."""
+    OpenSession: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.OpenSessionRequest, _sandbox_service_pb2.OpenSessionResponse]
+    """Makes sure that a session has its box, and that no call under a lower fencing token is served from now on.
+    Idempotent. Fails with SANDBOX_UNAVAILABLE, STALE_FENCING_TOKEN, POLICY_DENIED (metadata.isolation: the box is
+    weaker than asked for), QUEUE_FULL (too many sessions; with RetryInfo).
+    """
+    CloseSession: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.CloseSessionRequest, _sandbox_service_pb2.CloseSessionResponse]
+    """Ends a session's box with every process in it. Idempotent; the files stay."""
     Exec: _aio.UnaryStreamMultiCallable[_sandbox_service_pb2.ExecRequest, _sandbox_service_pb2.ExecResponse]
-    """Runs a command in the session's box and streams its output."""
+    """Runs a command and streams its output; the last message says how it ended. Cancelling the call kills all that the
+    command has started. Going beyond a limit is an outcome, not an error. Not idempotent: a call lost on the way may
+    have run. Opens the session if need be; fails as OpenSession does, and with QUOTA_EXCEEDED (too many at once).
+    """
+    RunPython: _aio.UnaryStreamMultiCallable[_sandbox_service_pb2.RunPythonRequest, _sandbox_service_pb2.RunPythonResponse]
+    """Runs Python source in an interpreter that is warm; otherwise as Exec. Each call has a process and names of its own."""
 
 class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Runs untrusted work in a box with limits. Fails with CAPABILITY_MISSING on each call until there is a box: nothing is
-    executed outside of one.
+    """Runs untrusted work in a box with limits. Nothing is executed outside of a box: each call that would execute fails
+    with SANDBOX_UNAVAILABLE (metadata.check) where the self-test found none that holds. All sessions of a tenant see the
+    tenant's files under /workspace; processes, and what they keep outside of it, belong to one session.
     """
+
+    @_abc_1.abstractmethod
+    def Describe(
+        self,
+        request: _sandbox_service_pb2.DescribeRequest,
+        context: _aio.ServicerContext[_sandbox_service_pb2.DescribeRequest, _abc.Awaitable[_sandbox_service_pb2.DescribeResponse]],
+    ) -> _abc.Awaitable[_sandbox_service_pb2.DescribeResponse]:
+        """Says what boxes there are and what the self-test found."""
+
+    @_abc_1.abstractmethod
+    def OpenSession(
+        self,
+        request: _sandbox_service_pb2.OpenSessionRequest,
+        context: _aio.ServicerContext[_sandbox_service_pb2.OpenSessionRequest, _abc.Awaitable[_sandbox_service_pb2.OpenSessionResponse]],
+    ) -> _abc.Awaitable[_sandbox_service_pb2.OpenSessionResponse]:
+        """Makes sure that a session has its box, and that no call under a lower fencing token is served from now on.
+        Idempotent. Fails with SANDBOX_UNAVAILABLE, STALE_FENCING_TOKEN, POLICY_DENIED (metadata.isolation: the box is
+        weaker than asked for), QUEUE_FULL (too many sessions; with RetryInfo).
+        """
+
+    @_abc_1.abstractmethod
+    def CloseSession(
+        self,
+        request: _sandbox_service_pb2.CloseSessionRequest,
+        context: _aio.ServicerContext[_sandbox_service_pb2.CloseSessionRequest, _abc.Awaitable[_sandbox_service_pb2.CloseSessionResponse]],
+    ) -> _abc.Awaitable[_sandbox_service_pb2.CloseSessionResponse]:
+        """Ends a session's box with every process in it. Idempotent; the files stay."""
 
     @_abc_1.abstractmethod
     def Exec(
@@ -32,6 +75,17 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sandbox_service_pb2.ExecRequest,
         context: _aio.ServicerContext[_sandbox_service_pb2.ExecRequest, _abc.AsyncIterator[_sandbox_service_pb2.ExecResponse]],
     ) -> _abc.AsyncIterator[_sandbox_service_pb2.ExecResponse]:
-        """Runs a command in the session's box and streams its output."""
+        """Runs a command and streams its output; the last message says how it ended. Cancelling the call kills all that the
+        command has started. Going beyond a limit is an outcome, not an error. Not idempotent: a call lost on the way may
+        have run. Opens the session if need be; fails as OpenSession does, and with QUOTA_EXCEEDED (too many at once).
+        """
+
+    @_abc_1.abstractmethod
+    def RunPython(
+        self,
+        request: _sandbox_service_pb2.RunPythonRequest,
+        context: _aio.ServicerContext[_sandbox_service_pb2.RunPythonRequest, _abc.AsyncIterator[_sandbox_service_pb2.RunPythonResponse]],
+    ) -> _abc.AsyncIterator[_sandbox_service_pb2.RunPythonResponse]:
+        """Runs Python source in an interpreter that is warm; otherwise as Exec. Each call has a process and names of its own."""
 
 def add_SandboxServiceServicer_to_server(servicer: SandboxServiceServicer, server: _aio.Server) -> None: ...

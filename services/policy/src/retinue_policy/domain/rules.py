@@ -53,6 +53,7 @@ class Tenant:
     weight: float = 0.0
     model: str = ""
     plan: str = ""
+    agent_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

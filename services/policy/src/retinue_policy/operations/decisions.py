@@ -1,10 +1,14 @@
 """Deciding how a run is to be executed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from retinue_kit.errors import Reason, RetinueError
+
 from retinue_policy.domain import rules
-from retinue_policy.domain.rules import Decision, Defaults, Snapshot, Tenant
+from retinue_policy.domain.rules import AUTO, CHAT, Decision, Defaults, Snapshot, Tenant
+from retinue_policy.domain.tools.ruleset import Offer
 from retinue_policy.operations.breakers import Breakers
 from retinue_policy.operations.presence import Presence
 
@@ -27,6 +31,11 @@ class Run:
     session_runtime: str
     session_runtime_age_s: float | None
     tool_transaction_open: bool
+    agent_id: str = ""
+
+
+Offering = Callable[[str, Tenant, Run, Decision], Offer]
+"""Says what a tenant's run that was decided about may be offered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +45,7 @@ class Decided:
     decision: Decision
     probes: bool
     watched: bool
+    offer: Offer
 
 
 class Policy:
@@ -50,6 +60,7 @@ class Policy:
         sticky_window_s: float,
         defaults: Defaults,
         cell_plans: frozenset[str],
+        offering: Offering,
     ) -> None:
         self._tenants = tenants
         self._breakers = breakers
@@ -58,10 +69,35 @@ class Policy:
         self._sticky_window_s = sticky_window_s
         self._defaults = defaults
         self._cell_plans = cell_plans
+        self._offering = offering
 
     async def decide(self, tenant_id: str, run: Run) -> Decided:
         """Take the snapshot and decide. Raises what the rules and the tenants raise."""
-        snapshot = Snapshot(
+        tenant = await self._tenants.tenant(tenant_id)
+        snapshot = self._snapshot(tenant_id, tenant, run)
+        # Each turn but the last takes away a runtime, and with none left the rules refuse.
+        while True:
+            decision = rules.decide(snapshot)
+            admission = await self._breakers.admit(decision.runtime, tenant_id, run.run_id)
+            if not admission.wait_s:
+                watched = self._breakers.watched(decision.runtime, tenant_id)
+                return Decided(decision, admission.probes, watched, self._offering(tenant_id, tenant, run, decision))
+            snapshot = replace(snapshot, failing={**snapshot.failing, decision.runtime: admission.wait_s})
+
+    async def usual(self, tenant_id: str, kind: str) -> tuple[str, str]:
+        """Say which runtime and model a tenant's run would get now, if nothing special is asked for; no runtime if
+        none can take it. Raises what the tenants raise."""
+        tenant = await self._tenants.tenant(tenant_id)
+        run = Run("", kind or CHAT, AUTO, "", None, tool_transaction_open=False)
+        try:
+            return rules.decide(self._snapshot(tenant_id, tenant, run)).runtime, tenant.model
+        except RetinueError as error:
+            if error.reason is not Reason.RUNTIME_UNAVAILABLE:
+                raise
+            return "", tenant.model
+
+    def _snapshot(self, tenant_id: str, tenant: Tenant, run: Run) -> Snapshot:
+        return Snapshot(
             kind=run.kind,
             runtimes_on=self._runtimes_on,
             requested_runtime=run.requested_runtime,
@@ -69,17 +105,9 @@ class Policy:
             session_runtime_age_s=run.session_runtime_age_s,
             tool_transaction_open=run.tool_transaction_open,
             sticky_window_s=self._sticky_window_s,
-            tenant=await self._tenants.tenant(tenant_id),
+            tenant=tenant,
             defaults=self._defaults,
             failing=self._breakers.failing(tenant_id, run.run_id),
             away=self._presence.away(),
             cell_plans=self._cell_plans,
         )
-        # Each turn but the last takes away a runtime, and with none left the rules refuse.
-        while True:
-            decision = rules.decide(snapshot)
-            admission = await self._breakers.admit(decision.runtime, tenant_id, run.run_id)
-            if not admission.wait_s:
-                watched = self._breakers.watched(decision.runtime, tenant_id)
-                return Decided(decision, admission.probes, watched)
-            snapshot = replace(snapshot, failing={**snapshot.failing, decision.runtime: admission.wait_s})

@@ -27,7 +27,11 @@ class Approvals:
         return rows[:size], more
 
     async def decide(self, tenant_id: str, approval_id: str, decision: str, by: str) -> Row:
-        """Answer an approval once. Raises APPROVAL_NOT_FOUND, APPROVAL_CLOSED."""
+        """Answer an approval once; answers it as it is then.
+
+        "allow_always" makes an allowance, and is "allow_once" where nothing can be allowed for good or the tenant has
+        no room for more. Raises APPROVAL_NOT_FOUND, APPROVAL_CLOSED.
+        """
         reach(Point.DECIDE_COMMITTING)
         answer = await self._store.decide(tenant_id, approval_id, decision, by)
         reach(Point.DECIDE_COMMITTED)

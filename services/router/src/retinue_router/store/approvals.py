@@ -1,8 +1,9 @@
 """Approvals: listed, read, answered."""
 
 import asyncpg
-from retinue_kit import postgres
+from retinue_kit import ids, postgres
 
+from retinue_router.domain.allowances import ALLOWANCE, ALLOWANCES_MAX, ALLOWANCES_SIZE_MAX_BYTES
 from retinue_router.store.guard import Row, guarding
 
 # One whose time is over is closed, whether the run has heard of it or not.
@@ -16,7 +17,7 @@ LIST = (
     f"select {_COLUMNS} and ($2 = '' or {_STATE} = $2) and ($3 = '' or a.approval_id < $3)"
     " order by a.approval_id desc limit $4"
 )
-_DECIDE = "select * from decide_approval_1($1, $2, $3, $4)"
+_DECIDE = "select * from decide_approval_2($1, $2, $3, $4, $5, $6, $7)"
 
 
 class ApprovalStore:
@@ -39,7 +40,10 @@ class ApprovalStore:
                 return list(await connection.fetch(LIST, tenant_id, state, before, limit))
 
     async def decide(self, tenant_id: str, approval_id: str, decision: str, by: str) -> Row | None:
-        """Answer an approval; a row of decide_approval_1, None if there is no such approval."""
+        """Answer an approval; a row of decide_approval_2, None if there is no such approval."""
         with guarding():
-            row: Row | None = await self._pool.fetchrow(_DECIDE, tenant_id, approval_id, decision, by)
+            row: Row | None = await self._pool.fetchrow(
+                _DECIDE, tenant_id, approval_id, decision, by, ids.new_id(ALLOWANCE), ALLOWANCES_MAX,
+                ALLOWANCES_SIZE_MAX_BYTES,
+            )  # fmt: skip
         return row

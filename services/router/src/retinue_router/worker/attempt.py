@@ -2,33 +2,37 @@
 
 import asyncio
 from contextlib import aclosing
-from typing import Any
 
 import msgspec
 import structlog
 from retinue.policy.v1 import policy_service_pb2 as policy_pb
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as adapter_pb
-from retinue.runtime_adapter.v1.runtime_event_pb2 import RuntimeEvent
-from retinue_kit import ids, telemetry, wire
+from retinue.runtime_adapter.v1.runtime_event_pb2 import Failed, Paused
+from retinue_kit import telemetry, wire
 from retinue_kit.clock import Clock
 from retinue_kit.crashing import reach
 from retinue_kit.errors import Reason, RetinueError
 
-from retinue_router.crash_points import EVENT_POINTS, Point
-from retinue_router.encoding import plain
+from retinue_router.crash_points import Point
 from retinue_router.ring import Rings, Ticket
 from retinue_router.worker.clients import RUNTIME_ADAPTER, Agent, Directory, Policy, Runtimes, duration, patiently
+from retinue_router.worker.course import Course
 from retinue_router.worker.keeper import Keeper, Lease
-from retinue_router.worker.leases import ATTEMPTS_MAX, Asked, ContextLine, Held, LeaseStore
-from retinue_router.worker.outcome import Outcome, Saved, not_yet_s, storable, usage_of
+from retinue_router.worker.leases import ATTEMPTS_MAX, Allowed, ContextLine, Held, LeaseStore
+from retinue_router.worker.measure import Measure
+from retinue_router.worker.outcome import Outcome, not_yet_s, storable, usage_of
 from retinue_router.worker.reporter import Reporter
 from retinue_router.worker.teller import Teller, lost
 
 HISTORY_SIZE_MAX_CHARS = 200_000
 """Text of earlier messages that a runtime is given, so that the call stays below a message's size."""
 
-OVERHEAD_FACTOR = 4
-"""A runtime keeps its own limit on text; this many times as much in events of all kinds is one that does not."""
+PAUSES_MAX = 200
+"""Pauses of one attempt: several for each of the twenty steps that a runtime makes in a run. More is one that goes on
+and on."""
+
+TIME_LEFT_MIN_S = 0.001
+"""No time at all would be read as the runtime's own limit."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -63,14 +67,8 @@ class Attempt:
         self._runtimes = runtimes
         self._reporter = reporter
         self._clock = clock
-        self._checkpoint: bytes | None = None
-        saved = msgspec.msgpack.decode(held.checkpoint, type=Saved) if held.checkpoint else Saved()
-        self._state = saved.state
-        # A runtime tells a message again that its checkpoint holds; here it is recorded already.
-        self._told_before = len(saved.whole)
-        self.outcome = Outcome(whole=list(saved.whole))
+        self._course = Course(ticket, held, teller, store, clock)
         self.agent = Agent("", "")
-        self.decision: bytes | None = None
         self._decided: policy_pb.Decision | None = None
         self._asked = False
         """Whether the runtime may have heard of the run."""
@@ -82,6 +80,16 @@ class Attempt:
         self._over = False
         """Whether it has said its end."""
         self._probing = False
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of it so far."""
+        return self._course.outcome
+
+    @property
+    def decision(self) -> bytes | None:
+        """What policy decided, as it is stored; None until then."""
+        return self._course.decision
 
     @property
     def attempts_max(self) -> int:
@@ -175,34 +183,49 @@ class Attempt:
             data = {"attempt": held.attempt, "runtime": decision.runtime, "reason": reason}
             self._teller.tell("run.started", data, recorded=True)
         await self._rings.tell_limits(self._ticket, decision.limits.concurrent_run_count, decision.limits.weight)
+        allowed = await self._allowed() if decision.tools else []
         if not self._keeper.is_valid(self._lease) and not await self._keeper.confirm(self._lease):
             raise lost()
-        request = self._request(decision, self._context())
+        request = self._request(decision, self._context(), allowed)
         await self._runtimes.ready()
         self._asked = True
         reach(Point.INVOKING)
         with telemetry.span("agent_processing", runtime=decision.runtime) as span:
-            await self._consume(request, decision)
+            await self._drive(request)
             span.set_attribute("response.length", len(self.outcome.output))
+
+    async def _allowed(self) -> list[Allowed]:
+        return await patiently(lambda: self._store.allowed(self._ticket.tenant_id), self._clock)
+
+    async def _tool_runtime(self) -> str:
+        """The runtime that the run was left under in the middle of a tool call. None begins without a checkpoint."""
+        held, tenant_id = self._held, self._ticket.tenant_id
+        if not held.checkpoint:
+            return ""
+        return await patiently(lambda: self._store.tool_runtime(tenant_id, held.run_id), self._clock)
 
     async def _decide(self) -> policy_pb.Decision:
         held, tenant_id = self._held, self._ticket.tenant_id
+        self.agent, bound = await asyncio.gather(
+            patiently(lambda: self._directory.agent(tenant_id), self._clock), self._tool_runtime()
+        )
         request = policy_pb.DecideRequest(
             tenant_id=tenant_id,
             run_id=held.run_id,
             kind=held.kind,
             requested_runtime=held.input.runtime,
-            session_runtime=held.runtime,
+            session_runtime=bound or held.runtime,
             attempt=held.attempt,
+            agent_id=self.agent.agent_id,
+            tool_transaction_open=bool(bound),
         )
-        if held.runtime_age_s is not None:
+        if bound:
+            request.session_runtime_age.CopyFrom(duration(0.0))
+        elif held.runtime_age_s is not None:
             request.session_runtime_age.CopyFrom(duration(max(0.0, held.runtime_age_s)))
-        decision, self.agent = await asyncio.gather(
-            patiently(lambda: self._policy.decide(request), self._clock),
-            patiently(lambda: self._directory.agent(tenant_id), self._clock),
-        )
+        decision = await patiently(lambda: self._policy.decide(request), self._clock)
         rules = [{"rule": r.rule, "effect": r.effect, "reason": r.reason} for r in decision.rules]
-        self.decision = msgspec.json.encode(
+        self._course.decision = msgspec.json.encode(
             {
                 "runtime": decision.runtime,
                 "model": decision.model,
@@ -222,7 +245,9 @@ class Attempt:
             kept.append(line)
         return kept[::-1]
 
-    def _request(self, decision: policy_pb.Decision, context: list[ContextLine]) -> adapter_pb.InvokeRequest:
+    def _request(
+        self, decision: policy_pb.Decision, context: list[ContextLine], allowed: list[Allowed]
+    ) -> adapter_pb.InvokeRequest:
         held = self._held
         request = adapter_pb.InvokeRequest(
             tenant_id=self._ticket.tenant_id,
@@ -236,7 +261,7 @@ class Attempt:
             context=[adapter_pb.ContextMessage(role=line.role, text=line.text) for line in context],
             text=held.input.text,
             reasoning=held.input.reasoning,
-            checkpoint=self._state,
+            checkpoint=self._course.state,
             approvals=[
                 adapter_pb.ApprovalDecision(approval_id=a.approval_id, call_id=a.call_id, decision=a.decision)
                 for a in held.approvals
@@ -245,154 +270,82 @@ class Attempt:
             output_size_bytes=decision.limits.output_size_bytes,
             contact=held.contact,
             isolation=decision.isolation,
+            agent_id=self.agent.agent_id,
+            kind=held.kind,
+            tools=decision.tools,
+            allowances=[adapter_pb.Allowance(tool=one.tool, pattern=one.pattern) for one in allowed],
+            box=adapter_pb.ToolBox(min_isolation=decision.sandbox_profile, egress=decision.egress),
         )
         if held.input.parameters:
             request.parameters.update(held.input.parameters)
         return request
 
-    async def _consume(self, request: adapter_pb.InvokeRequest, decision: policy_pb.Decision) -> None:
-        """Follow the runtime until it says how it ended, and read to the end of its stream."""
-        limit = decision.limits.output_size_bytes
-        size, ended = 0, False
+    async def _drive(self, request: adapter_pb.InvokeRequest) -> None:
+        """Invoke the runtime until it has said its end. What it plans at a pause is recorded before it goes on.
+
+        Its state at a pause is given back at most once under the attempt's token: a call that is lost then may have
+        begun what was planned, and only an attempt with a token of its own is told apart from it. The runtime knows by
+        the token in its state: under that very token it goes on where it was and tells nothing again; under another it
+        tells the whole messages again that its state holds, which are recorded, as after any checkpoint.
+        """
+        time_s = request.run_time.ToTimedelta().total_seconds()
+        until = self._clock.monotonic() + time_s
+        measure, pauses = Measure(request.output_size_bytes), 0
+        while (paused := await self._consume(request, measure)) is not None:
+            pauses += 1
+            if pauses > PAUSES_MAX:
+                raise RetinueError(Reason.OUTPUT_TOO_LARGE, "The run made more steps than a run may.")
+            await self._course.pause(paused)
+            left_s = until - self._clock.monotonic()
+            if time_s and left_s <= 0:
+                raise RetinueError(Reason.RUN_TIMEOUT, "The time for the run is over.")
+            request.checkpoint = self._course.state
+            request.run_time.CopyFrom(duration(max(left_s, TIME_LEFT_MIN_S) if time_s else 0.0))
+            if not self._keeper.is_valid(self._lease) and not await self._keeper.confirm(self._lease):
+                raise lost()
+            await self._runtimes.ready()
+            self._begun = False
+            reach(Point.REINVOKING)
+
+    async def _consume(self, request: adapter_pb.InvokeRequest, measure: Measure) -> Paused | None:
+        """Follow the runtime until it says how it ended, and to the end of its stream; answers what it paused for."""
+        ended = ""
+        paused: Paused | None = None
         async with aclosing(self._runtimes.invoke(request, self._begin)) as events:
             async for event in events:
-                size += event.ByteSize()
-                if limit and size > OVERHEAD_FACTOR * limit:
-                    raise RetinueError(Reason.OUTPUT_TOO_LARGE, "The run produced more than a run may.")
+                measure.take(event)
                 self._begun = True
-                if not ended:
-                    if event.WhichOneof("event") != "failed":
-                        self._said = True
-                        if self._probing:
-                            self._report_success()  # its first sign of life: others need not wait for its end
-                    self._over = ended = await self._follow(event)
+                if ended:
+                    continue
+                kind = event.WhichOneof("event") or ""
+                if kind != "failed":
+                    self._said = True
+                    if self._probing:
+                        self._report_success()  # its first sign of life: others need not wait for its end
+                if await self._course.follow(event):
+                    ended = kind
+                    self._over = kind != "paused"
+                    paused = event.paused if kind == "paused" else None
+                if kind == "finished":
+                    self.outcome.state, self.outcome.usage = "succeeded", usage_of(event.finished.usage)
+                    self._report_success()
+                elif kind == "failed":
+                    self._fail(event.failed)
         if not ended:
             raise RetinueError.unavailable(RUNTIME_ADAPTER, private="the stream ended without an ending")
+        return paused
 
     def _begin(self) -> None:
         self._begun = True
 
-    async def _follow(self, event: RuntimeEvent) -> bool:
-        """Tell one event; True if it was the last."""
-        kind, out = event.WhichOneof("event"), self.outcome
-        reach(EVENT_POINTS.get(kind))
-        if self._told_before and kind in ("text_delta", "reasoning_delta", "card", "message_completed"):
-            self._told_before -= kind == "message_completed"
-            return False
-        # A step that only the end follows is recorded with the end; a tool's end is recorded with the step that it was.
-        if self._checkpoint is not None and kind not in ("finished", "tool_finished"):
-            await self._commit(self._checkpoint)
-        match kind:
-            case "text_delta" | "reasoning_delta" | "tool_output":
-                self._tell(event)
-            case "message_completed":
-                await self._complete(event.message_completed.text)
-            case "card":
-                card = event.card
-                data = {"kind": card.kind, "title": card.title, "body": plain(card.body, "body")}
-                self._teller.tell("card", storable(data), recorded=True)
-            case "tool_started" | "tool_finished":
-                await self._record_tool(event)
-            case "checkpoint":
-                self._checkpoint = event.checkpoint.state
-            case "approval_requested":
-                await self._park(event)
-                return True
-            case "finished":
-                out.state, out.usage = "succeeded", usage_of(event.finished.usage)
-                self._report_success()
-                return True
-            case "failed":
-                error = wire.from_status(event.failed.error, RUNTIME_ADAPTER)
-                out.state, out.error = "failed", storable(wire.to_json(event.failed.error))
-                out.retryable, out.usage = event.failed.retryable, usage_of(event.failed.usage)
-                out.reason = error.reason
-                # One that lost its process on the way says no time: a run that does that to it must not do so for ever.
-                if error.retry_after_s is not None and out.retryable:
-                    out.put_back_s = not_yet_s(error, said=self._said)
-                # Without room for one it may well serve others.
-                self._report_failure(error.reason if out.put_back_s is None else Reason.QUEUE_FULL)
-                return True
-        return False
-
-    def _tell(self, event: RuntimeEvent) -> None:
-        """Tell what is tentative."""
-        kind = event.WhichOneof("event")
-        if kind == "text_delta":
-            text, replace = storable(event.text_delta.text), event.text_delta.replace
-            self.outcome.text = text if replace else self.outcome.text + text
-            self._teller.tell("assistant.delta", {"text": text, "replace": True} if replace else {"text": text})
-        elif kind == "tool_output":
-            tool = event.tool_output
-            self._teller.tell("tool.output", {"call_id": tool.call_id, "stream": tool.stream, "text": tool.text})
-        elif self._held.input.reasoning:
-            self._teller.tell("reasoning.delta", {"text": event.reasoning_delta.text})
-
-    async def _complete(self, text: str) -> None:
-        text = storable(text)
-        await self._teller.freeze()
-        self.outcome.whole.append(text)
-        self.outcome.text = ""
-        data = {"message_id": ids.new_id("msg"), "text": text}
-        self._teller.record("assistant.message", data, self._teller.next_n())
-
-    async def _record_tool(self, event: RuntimeEvent) -> None:
-        """Commit a tool's start before it runs, and its end before it is told."""
-        await self._teller.freeze()
-        if event.WhichOneof("event") == "tool_started":
-            started = event.tool_started
-            arguments = plain(started.arguments, "arguments")
-            data: dict[str, Any] = {"call_id": started.call_id, "tool": started.tool, "arguments": arguments}
-            self._teller.record("tool.started", storable(data), self._teller.next_n())
-        else:
-            done = event.tool_finished
-            data = {
-                "call_id": done.call_id,
-                "ok": done.ok,
-                "result": done.result,
-                "duration_ms": done.duration_ms,
-            }
-            self._teller.record("tool.finished", storable(data), self._teller.next_n())
-        await self._commit(self._checkpoint if self._checkpoint is not None else self._state)
-
-    async def _commit(self, state: bytes) -> None:
-        self._checkpoint, self._state = None, state
-        saved = msgspec.msgpack.encode(Saved(state, self.outcome.whole))
-        reach(Point.CHECKPOINT_COMMITTING)
-        with telemetry.span("checkpoint"):
-            entries = await patiently(
-                lambda: self._store.checkpoint(
-                    self._ticket, self._held.token, self._held.run_id, self._teller.unrecorded(), saved,
-                    self.decision or b"{}",
-                ),
-                self._clock,
-            )  # fmt: skip
-        if entries is None:
-            raise lost()
-        reach(Point.CHECKPOINT_COMMITTED)
-        await self._teller.publish(entries)
-        reach(Point.CHECKPOINT_PUBLISHED)
-
-    async def _park(self, event: RuntimeEvent) -> None:
-        asked, teller, held = event.approval_requested, self._teller, self._held
-        await teller.freeze()
-        call_id, tool, summary = storable([asked.call_id, asked.tool, asked.summary])
-        question = Asked(ids.new_id("apr"), teller.next_n(), call_id, tool, summary, asked.expire_s)
-        saved = msgspec.msgpack.encode(Saved(asked.checkpoint, self.outcome.whole))
-        reach(Point.PARK_COMMITTING)
-        answer = await self._store.park(
-            self._ticket,
-            held.token,
-            held.run_id,
-            teller.unrecorded(),
-            saved,
-            self.decision or b"{}",
-            question,
-        )
-        if answer is None:
-            raise lost()
-        reach(Point.PARK_COMMITTED)
-        entries, self.outcome.ring = answer
-        self.outcome.parked = True
-        await teller.publish(entries)
-        reach(Point.PARK_PUBLISHED)
+    def _fail(self, failed: Failed) -> None:
+        """End as the runtime says that it failed."""
+        out, error = self.outcome, wire.from_status(failed.error, RUNTIME_ADAPTER)
+        out.state, out.error = "failed", storable(wire.to_json(failed.error))
+        out.retryable, out.usage = failed.retryable, usage_of(failed.usage)
+        out.reason = error.reason
+        # One that lost its process on the way says no time: a run that does that to it must not do so for ever.
+        if error.retry_after_s is not None and out.retryable:
+            out.put_back_s = not_yet_s(error, said=self._said)
+        # Without room for one it may well serve others.
+        self._report_failure(error.reason if out.put_back_s is None else Reason.QUEUE_FULL)

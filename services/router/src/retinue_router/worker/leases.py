@@ -11,6 +11,7 @@ from retinue_kit import postgres
 from retinue_kit.metrics import stale_writes_refused
 from retinue_kit.streams import Cursor, Entry
 
+from retinue_router.domain.allowances import ALLOWANCES_MAX
 from retinue_router.domain.events import written
 from retinue_router.ring import Ticket
 
@@ -33,6 +34,14 @@ class RunInput(msgspec.Struct, frozen=True):
     reasoning: bool = False
     context: list[ContextLine] = []
     parameters: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Calls of a tool that a person has allowed for good; the pattern is policy's to read."""
+
+    tool: str
+    pattern: str
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -194,11 +203,25 @@ class LeaseStore:
         """Leave a run to its approval; answers the events as written and whether to ring, None if the lease is lost."""
         with postgres.translating():
             row = await self._pool.fetchrow(
-                "select * from park_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+                "select * from park_2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
                 *ticket, token, run_id, events.decode(), state, decision.decode(), asked.approval_id, asked.n,
-                asked.call_id, asked.tool, asked.summary, timedelta(seconds=asked.expire_s),
+                asked.call_id, asked.tool, asked.summary, timedelta(seconds=asked.expire_s), asked.pattern,
             )  # fmt: skip
         return (written(token, row["events"]), row["ring"]) if _accepted(row) else None
+
+    async def allowed(self, tenant_id: str) -> list[Allowed]:
+        """What a tenant has allowed its tools for good, oldest first."""
+        with postgres.translating():
+            rows = await self._pool.fetch("select * from allowed_1($1, $2)", tenant_id, ALLOWANCES_MAX)
+        return [Allowed(row["tool"], row["pattern"]) for row in rows]
+
+    async def tool_runtime(self, tenant_id: str, run_id: str) -> str:
+        """The runtime that is in the middle of a tool call of a run: one has begun, or was allowed by a person, and has
+        no end. Empty if there is none.
+        """
+        with postgres.translating():
+            found: str | None = await self._pool.fetchval("select tool_runtime_1($1, $2)", tenant_id, run_id)
+        return found or ""
 
     async def put_back(
         self, ticket: Ticket, token: int, run_id: str, delay_s: float, growth_max_s: float, wait_max_s: float
@@ -238,3 +261,5 @@ class Asked:
     tool: str
     summary: str
     expire_s: int
+    pattern: str = ""
+    """What "allow_always" would allow from then on; empty: no more than this call."""

@@ -1,5 +1,7 @@
 """What an attempt has told so far, and the events that tell it."""
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -12,6 +14,7 @@ from retinue_kit.errors import Reason
 from retinue_runtime_adapter.domain.models import Model
 from retinue_runtime_adapter.domain.shaping import Card, Piece, Reasoning, Shaper, Text
 from retinue_runtime_adapter.domain.troubles import Trouble
+from retinue_runtime_adapter.light.state import Progress, Step
 from retinue_runtime_adapter.light.wire import Done, Usage, counted, estimate, write_checkpoint
 from retinue_runtime_adapter.light.words import Said
 
@@ -19,13 +22,16 @@ from retinue_runtime_adapter.light.words import Said
 class Answer:
     """Turns what a model says into events."""
 
-    def __init__(self, *, reasoning: bool, size_max_bytes: int, input_characters: int) -> None:
-        self.model = ""
+    def __init__(self, *, reasoning: bool, size_max_bytes: int, before: Progress | None = None) -> None:
+        self.model = before.model if before else ""
+        self.size_bytes = before.size_bytes if before else 0
+        """Bytes that the model has produced, in the steps before too."""
+        self.input_characters = 0
+        """Characters that the model was asked to read, once it is asked."""
+        self._before = (before.input_tokens, before.output_tokens) if before else (0, 0)
         self._reasoning = reasoning
         self._size_max_bytes = size_max_bytes
-        self._size_bytes = 0
         self._characters = 0
-        self._input_characters = input_characters
         self._shaper = Shaper()
         self._texts: list[str] = []
         self._cards: list[dict[str, Any]] = []
@@ -39,34 +45,56 @@ class Answer:
         pieces: list[Piece] = []
         for part in said:
             self._characters += len(part.text)
-            self._size_bytes += len(part.text.encode())
+            self.size_bytes += len(part.text.encode())
             if part.reasoning:
                 pieces.append(Reasoning(part.text))
             else:
                 pieces += self._shaper.feed(part.text)
-        if self._size_bytes > self._size_max_bytes:
-            raise Trouble(Reason.OUTPUT_TOO_LARGE, f"The run produced more than {self._size_max_bytes} bytes.")
+        self._check_size()
         return self._events(pieces)
 
-    def end(self, usage: Usage | None) -> tuple[list[RuntimeEvent], pb.RuntimeUsage]:
+    def add_arguments(self, length: int) -> None:
+        """Take up what the model says to its tools. Raises OUTPUT_TOO_LARGE."""
+        self._characters += length
+        self.size_bytes += length
+        self._check_size()
+
+    def _check_size(self) -> None:
+        if self.size_bytes > self._size_max_bytes:
+            raise Trouble(Reason.OUTPUT_TOO_LARGE, f"The run produced more than {self._size_max_bytes} bytes.")
+
+    def step(self) -> tuple[list[RuntimeEvent], str, list[dict[str, Any]]]:
+        """Tell what was held back, and what was said before tools as a message of its own; answers it too."""
+        events = self._events(self._shaper.finish())
+        text = "".join(self._texts)
+        if text or self._cards:
+            events.append(RuntimeEvent(message_completed=pb.MessageCompleted(text=text)))
+        return events, text, self._cards
+
+    def end(self, usage: Usage | None, earlier: Sequence[Step] = ()) -> list[RuntimeEvent]:
         """Tell what was held back, the whole message, the checkpoint and the end."""
         events = self._events(self._shaper.finish())
         used = self.used(usage)
         text = "".join(self._texts)
         done = Done("light", text, self._cards, used.input_tokens, used.output_tokens, used.model)
+        told = [step for step in earlier if step.told]
+        done.earlier, done.earlier_cards = [step.text for step in told], [step.cards for step in told]
         events.append(RuntimeEvent(message_completed=pb.MessageCompleted(text=text)))
         events.append(RuntimeEvent(checkpoint=pb.Checkpoint(state=write_checkpoint(done))))
         events.append(RuntimeEvent(finished=pb.Finished(usage=used)))
-        return events, used
+        return events
+
+    def counted(self, usage: Usage | None = None) -> tuple[int, int]:
+        """Tokens that one call read and wrote: as the endpoint counted, else as estimated."""
+        if usage is None:
+            return estimate(self.input_characters), estimate(self._characters)
+        return counted(usage.prompt_tokens), counted(usage.completion_tokens)
 
     def used(self, usage: Usage | None = None) -> pb.RuntimeUsage:
-        """What was used: as the endpoint counted, else as estimated from what was read and written."""
-        if usage is None:
-            usage = Usage(estimate(self._input_characters), estimate(self._characters))
+        """What the attempt has used, this call included."""
+        (read, written), before = self.counted(usage), self._before
         return pb.RuntimeUsage(
-            input_tokens=counted(usage.prompt_tokens),
-            output_tokens=counted(usage.completion_tokens),
-            model=self.model,
+            input_tokens=counted(before[0] + read), output_tokens=counted(before[1] + written), model=self.model
         )
 
     def _events(self, pieces: list[Piece]) -> list[RuntimeEvent]:
@@ -106,18 +134,19 @@ def repeated(done: Done, state: bytes) -> list[RuntimeEvent]:
         cost_micros=done.cost_micros,
     )
     events: list[RuntimeEvent] = []
-    for text in done.earlier:
-        events += _message(text)
-    said = _message(done.text)
-    events += [*said[:-1], *(card_event(card) for card in done.cards), said[-1]]
+    for text, cards in zip_longest(done.earlier, done.earlier_cards[: len(done.earlier)]):
+        events += message_events(text, cards or [])
+    events += message_events(done.text, done.cards)
     events.append(RuntimeEvent(checkpoint=pb.Checkpoint(state=state)))
     events.append(RuntimeEvent(finished=pb.Finished(usage=usage)))
     return events
 
 
-def _message(text: str) -> list[RuntimeEvent]:
+def message_events(text: str, cards: list[dict[str, Any]]) -> list[RuntimeEvent]:
+    """Tell a whole message with its cards."""
     told = [RuntimeEvent(text_delta=pb.TextDelta(text=text))] if text else []
-    return [*told, RuntimeEvent(message_completed=pb.MessageCompleted(text=text))]
+    completed = RuntimeEvent(message_completed=pb.MessageCompleted(text=text))
+    return [*told, *(card_event(card) for card in cards), completed]
 
 
 def ended(runtime: str, texts: list[str], cards: list[pb.Card], usage: pb.RuntimeUsage) -> list[RuntimeEvent]:

@@ -47,6 +47,8 @@ class Provider:
     def __init__(self, name: str, entry: ProviderEntry) -> None:
         self.name = name
         self.window_tokens = entry.window_tokens
+        self.dialect = entry.schema
+        self.tools = entry.tools
         self.credentials = Credentials(entry.api_keys)
         self.url = URL(entry.base_url.rstrip("/") + "/chat/completions")
         self.origin = str(self.url.origin())

@@ -7,15 +7,35 @@ import msgspec
 from google.protobuf.struct_pb2 import Struct
 from retinue.runtime_adapter.v1.runtime_adapter_service_pb2 import InvokeRequest
 
+from retinue_runtime_adapter.light.state import Step
+
 CHARACTERS_PER_TOKEN = 4
 """The usual rule of thumb, for endpoints that count nothing."""
 
 TOKENS_MAX = 2**31 - 1
 """The contract counts in 32 bits."""
 
+EMPTY = "[empty]"
+"""A result without a word: some endpoints refuse an empty message."""
+
 _NUMBERS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
 _INTEGERS = ("max_tokens", "max_completion_tokens", "seed")
 _encoder = msgspec.json.Encoder()
+
+
+class FunctionDelta(msgspec.Struct):
+    """A piece of what a call calls."""
+
+    name: str | None = None
+    arguments: str | dict[str, Any] | None = None
+
+
+class CallDelta(msgspec.Struct):
+    """A piece of a tool call."""
+
+    index: int | None = None
+    id: str | None = None
+    function: FunctionDelta | None = None
 
 
 class Delta(msgspec.Struct):
@@ -24,6 +44,7 @@ class Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class Choice(msgspec.Struct):
@@ -63,6 +84,8 @@ class Done(msgspec.Struct):
     earlier: list[str] = []
     """Messages before the last one, where a run said several."""
     cost_micros: int = 0
+    earlier_cards: list[list[dict[str, Any]]] = []
+    """Cards of the messages before the last one, where they were told with them."""
 
 
 def read_checkpoint(data: bytes, runtime: str = "light") -> Done | None:
@@ -81,12 +104,12 @@ def write_checkpoint(done: Done) -> bytes:
     return _encoder.encode(done)
 
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 def messages(request: InvokeRequest) -> list[Message]:
     """The conversation as a model reads it: persona, context, and what is said now."""
-    found = [{"role": "system", "content": request.persona}] if request.persona else []
+    found: list[Message] = [{"role": "system", "content": request.persona}] if request.persona else []
     found += [{"role": message.role, "content": message.text} for message in request.context]
     found.append({"role": "user", "content": request.text})
     return found
@@ -99,11 +122,44 @@ def joined(conversation: Sequence[Message]) -> list[Message]:
     """
     result: list[Message] = []
     for message in conversation:
-        if result and result[-1]["role"] == message["role"]:
+        if result and result[-1]["role"] == message["role"] and _is_plain(result[-1]) and _is_plain(message):
             result[-1] = {"role": message["role"], "content": f"{result[-1]['content']}\n\n{message['content']}"}
         else:
             result.append(message)
     return result
+
+
+def _is_plain(message: Message) -> bool:
+    """Whether a message is a role's words and nothing else."""
+    return message.keys() == {"role", "content"}
+
+
+def of_step(step: Step) -> list[Message]:
+    """A step as a model reads it: what it said and asked for, then what came of each call."""
+    calls = [
+        {"id": call.call_id, "type": "function", "function": {"name": call.tool, "arguments": call.arguments}}
+        for call in step.calls
+    ]
+    found: list[Message] = [{"role": "assistant", "content": step.text or None, "tool_calls": calls}]
+    found += [{"role": "tool", "tool_call_id": call.call_id, "content": call.result or EMPTY} for call in step.calls]
+    return found
+
+
+def of_step_in_words(step: Step) -> list[Message]:
+    """The same for a model that knows nothing of tools."""
+    called = "\n".join(f"[called {call.tool} with {call.arguments}]" for call in step.calls)
+    came = "\n\n".join(f"[{call.tool} answered]\n{call.result}" for call in step.calls)
+    said = f"{step.text}\n{called}" if step.text else called
+    return [{"role": "assistant", "content": said}, {"role": "user", "content": came}]
+
+
+def characters(conversation: Sequence[Message]) -> int:
+    """What a model has to read, about."""
+    return sum(
+        len(message["content"] or "")
+        + sum(len(call["function"]["arguments"]) for call in message.get("tool_calls", ()))
+        for message in conversation
+    )
 
 
 def parameters(struct: Struct) -> dict[str, Any]:
@@ -122,9 +178,21 @@ def parameters(struct: Struct) -> dict[str, Any]:
     return found
 
 
-def body(model: str, conversation: Sequence[Message], options: dict[str, Any]) -> bytes:
-    """The request's body."""
+def body(
+    model: str,
+    conversation: Sequence[Message],
+    options: dict[str, Any],
+    tools: Sequence[msgspec.Raw] = (),
+    *,
+    may_call: bool = True,
+) -> bytes:
+    """The request's body; with tools, unless none may be called any more."""
     value = {"model": model, "messages": conversation, "stream": True, "stream_options": {"include_usage": True}}
+    if tools:
+        # Endpoints refuse an empty list, and some a conversation with calls of tools that are not described.
+        value["tools"] = tools
+        if not may_call:
+            value["tool_choice"] = "none"
     return _encoder.encode({**value, **options})
 
 

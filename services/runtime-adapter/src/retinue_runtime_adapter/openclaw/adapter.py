@@ -28,10 +28,11 @@ from retinue_runtime_adapter.light.answer import ended, failed, repeated
 from retinue_runtime_adapter.light.attempt import Attempt
 from retinue_runtime_adapter.light.wire import counted, parameters, read_checkpoint
 from retinue_runtime_adapter.openclaw import words
-from retinue_runtime_adapter.openclaw.bridge import RunIdentity
+from retinue_runtime_adapter.openclaw.permits import RunIdentity, identity
 from retinue_runtime_adapter.openclaw.ports import Isolation, Meter, ModelProxy, Place, Pool, RunCall
 from retinue_runtime_adapter.openclaw.sessions import Line, Sessions
 from retinue_runtime_adapter.openclaw.turn import RunTurn
+from retinue_runtime_adapter.tools.ports import Box
 
 NAME = "openclaw"
 
@@ -108,9 +109,20 @@ class OpenClawAdapter(Adapter):
     """Drives OpenClaw's gateways. Troubles are told in the mesh's own words, whichever side they come from."""
 
     def __init__(
-        self, pool: Pool, proxy: ModelProxy, catalogue: Catalogue, active: Runs, *, orphan_s: float, version: str
+        self,
+        pool: Pool,
+        proxy: ModelProxy,
+        catalogue: Catalogue,
+        active: Runs,
+        *,
+        orphan_s: float,
+        version: str,
+        box: Box | None = None,
     ) -> None:
-        """`active` is kept up to date with the runs under way in gateways: who asks for tools is looked up there."""
+        """`active` is kept up to date with the runs under way in gateways: who asks for tools is looked up there.
+
+        `box` is where tools run, if agents have any.
+        """
         self.name = NAME
         self._pool = pool
         self._proxy = proxy
@@ -118,6 +130,7 @@ class OpenClawAdapter(Adapter):
         self._active = active
         self._orphan_s = orphan_s
         self._version = version
+        self._box = box
         self._runs: dict[tuple[str, str], Run] = {}
         self._failures: OrderedDict[tuple[str, str], int] = OrderedDict()
 
@@ -130,6 +143,7 @@ class OpenClawAdapter(Adapter):
             models=self._catalogue.names(),
             reattach=True,
             reasoning=True,
+            tools=self._box is not None,
             version=self._version,
         )
 
@@ -166,7 +180,7 @@ class OpenClawAdapter(Adapter):
         run = run or self._begin(key, request)
         run.token = max(run.token, request.fencing_token)
         if run.who is not None:
-            self._active[run.who] = _identity(request, run.token)
+            self._active[run.who] = identity(request, NAME, run.token)
         async for events in self._follow(key, run):
             yield events
 
@@ -271,11 +285,13 @@ class OpenClawAdapter(Adapter):
             parameters=parameters(request.parameters),
             on_reasoning=work.reason if request.reasoning else None,
             before=session.before,
+            tools=list(request.tools),
         ) as work.meter:
+            await self._fence(request)
             reach(Point.CALLING)
             who = place.instance_id, place.agent_id, session.key
             run.who = who
-            self._active[who] = _identity(request, run.token)
+            self._active[who] = identity(request, NAME, run.token)
             try:
                 await self._follow_frames(work, place, call)
             finally:
@@ -293,6 +309,18 @@ class OpenClawAdapter(Adapter):
         cards = [event.card for event in run.told if event.HasField("card")]
         sessions.said(request.session_id, session, [("user", request.text), *(("assistant", text) for text in texts)])
         run.tell(ended(NAME, texts, cards, work.used()), last=True)
+
+    async def _fence(self, request: InvokeRequest) -> None:
+        """Have calls of former attempts refused: theirs may be a gateway that this process knows nothing of."""
+        if self._box is None or request.attempt == 1 or not request.tools:
+            return
+        try:
+            await self._box.fence(identity(request, NAME, request.fencing_token).scope)
+        except RetinueError as error:
+            if error.reason is Reason.STALE_FENCING_TOKEN:
+                raise
+            # Without a box nothing runs; and the first call of this attempt does the same.
+            log.info("a session was not fenced", run_id=request.run_id, detail=error.private or error.message)
 
     async def _follow_frames(self, work: "_Work", place: Place, call: RunCall) -> None:
         attempt, turn = work.run.attempt, work.turn
@@ -313,10 +341,6 @@ class OpenClawAdapter(Adapter):
             except asyncio.CancelledError:
                 await _stop(work, place, call, settle=True)
                 raise
-
-
-def _identity(request: InvokeRequest, token: int) -> RunIdentity:
-    return RunIdentity(request.tenant_id, request.session_id, request.run_id, token)
 
 
 async def _stop(work: "_Work", place: Place, call: RunCall, *, settle: bool) -> None:

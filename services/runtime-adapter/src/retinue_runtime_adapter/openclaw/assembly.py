@@ -2,16 +2,16 @@
 
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import msgspec
-from retinue_kit.client import Peer
 from retinue_kit.clock import Clock
 from retinue_kit.config import SettingError
 
 from retinue_runtime_adapter.config import Models, Settings
 from retinue_runtime_adapter.openclaw import tool_policy
-from retinue_runtime_adapter.openclaw.adapter import OpenClawAdapter, Runs
+from retinue_runtime_adapter.openclaw.adapter import NAME, OpenClawAdapter, Runs
 from retinue_runtime_adapter.openclaw.backends.contained import PLUGIN_FOLDER
 from retinue_runtime_adapter.openclaw.backends.docker import DockerBackend
 from retinue_runtime_adapter.openclaw.backends.kubernetes import KubernetesBackend
@@ -23,6 +23,8 @@ from retinue_runtime_adapter.openclaw.listening import endpoint
 from retinue_runtime_adapter.openclaw.model_proxy import LoopbackModelProxy
 from retinue_runtime_adapter.openclaw.pool import InstancePool
 from retinue_runtime_adapter.openclaw.ports import Backend
+from retinue_runtime_adapter.tools.assembly import Tools
+from retinue_runtime_adapter.tools.ports import Box, Scope, Tool
 
 PROGRAM = Path("node_modules/openclaw/openclaw.mjs")
 """OpenClaw's program, in the folder of an installation; its package says its release beside it."""
@@ -33,14 +35,25 @@ class _Package(msgspec.Struct):
 
 
 async def assemble(
-    settings: Settings, models: Models, http: aiohttp.ClientSession, clock: Clock, stack: AsyncExitStack
+    settings: Settings,
+    models: Models,
+    http: aiohttp.ClientSession,
+    clock: Clock,
+    stack: AsyncExitStack,
+    tools: Tools | None = None,
 ) -> tuple[OpenClawAdapter, InstancePool]:
-    """Begin to keep gateways running. Raises SettingError; that OpenClaw is missing is told by the pool's status."""
+    """Begin to keep gateways running. Raises SettingError; that OpenClaw is missing is told by the pool's status.
+
+    Agents have tools where there is a sandbox, somebody who authorizes calls, and a way from gateways to both.
+    """
     proxy = LoopbackModelProxy(settings, models, http, clock)
     await proxy.start()
     stack.push_async_callback(proxy.close)
     runs: Runs = {}
-    bridge = await _bridge(settings, runs, stack) if settings.sandbox_address else None
+    bridge = None
+    is_reached = settings.openclaw_backend == "process" or bool(settings.openclaw_bridge_url)
+    if settings.openclaw_tools and is_reached and tools is not None and tools.box is not None:
+        bridge = await _bridge(settings, tools, tools.box, runs, stack)
     version = _version(settings)
 
     def connect(address: str, token: str) -> WebSocketGateway:
@@ -51,7 +64,8 @@ async def assemble(
     stack.push_async_callback(pool.close)
     await pool.start()
     orphan_s = settings.openclaw_orphan_s
-    adapter = OpenClawAdapter(pool, proxy, models.catalogue, runs, orphan_s=orphan_s, version=version)
+    box = tools.box if tools is not None and bridge is not None else None
+    adapter = OpenClawAdapter(pool, proxy, models.catalogue, runs, orphan_s=orphan_s, version=version, box=box)
     stack.push_async_callback(adapter.close)
     return adapter, pool
 
@@ -68,18 +82,26 @@ class SamePolicies(Policies):
         bridge = self._bridge
         if bridge is None:
             return tool_policy.policy(self._folder, "", "")
-        tools = [tool.described() for tool in bridge.tools.values()]
-        return tool_policy.policy(self._folder, self._url, bridge.credential(instance_id), tools=tools)
+        allowed = [*tool_policy.BOX_TOOLS, *bridge.tools]
+        tools = [_described(tool) for tool in bridge.tools.values()]
+        token = bridge.credential(instance_id)
+        return tool_policy.policy(self._folder, self._url, token, allowed=allowed, tools=tools)
 
     def forget(self, instance_id: str) -> None:
         if self._bridge is not None:
             self._bridge.forget(instance_id)
 
 
-async def _bridge(settings: Settings, runs: Runs, stack: AsyncExitStack) -> Bridge:
-    sandbox = Peer("sandbox", settings.sandbox_address)
-    stack.push_async_callback(sandbox.close)
-    bridge = Bridge(sandbox, lambda *who: runs.get(who))
+def _described(tool: Tool) -> dict[str, Any]:
+    """Describe a tool as the plugin's configuration does."""
+    return {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+
+
+async def _bridge(settings: Settings, tools: Tools, box: Box, runs: Runs, stack: AsyncExitStack) -> Bridge:
+    nobody = Scope(tenant_id="", session_id="", run_id="", fencing_token=0, runtime=NAME)
+    found = [await tools.toolbox.find(nobody, name) for name in tool_policy.MESH_TOOLS]
+    known = [tool for tool in found if tool is not None]
+    bridge = Bridge(box, tools.authority, lambda *who: runs.get(who), tools=known)
     host, port = endpoint("RETINUE_OPENCLAW_BRIDGE_ADDRESS", settings.openclaw_bridge_address)
     try:
         await bridge.start(host, port)

@@ -7,25 +7,24 @@ nothing happens, and what has begun ends with it.
 
 import asyncio
 import base64
-import binascii
 import hashlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import structlog
 from aiohttp import web
-from retinue.sandbox.v1 import sandbox_service_pb2 as pb
-from retinue.sandbox.v1 import sandbox_service_pb2_grpc
 from retinue_kit import tenancy
-from retinue_kit.client import Peer
 from retinue_kit.errors import Code, Reason, RetinueError
 
-EXEC_TIMEOUT_S = 600.0
-"""Time for one command, as long as an attempt may take by default."""
+from retinue_runtime_adapter.openclaw.permits import Permits, RunIdentity
+from retinue_runtime_adapter.tools import arguments
+from retinue_runtime_adapter.tools.ports import Authority, Box, Call, Ended, Execution, Said, Tool
+
+AUTHORIZE_TIMEOUT_S = 10.0
+"""Time for policy to say whether a call may be made; it takes a millisecond."""
 
 TOOL_TIMEOUT_S = 60.0
 """Time for one of the mesh's own tools."""
@@ -39,14 +38,21 @@ COMMAND_LENGTH_MAX = 128 * 1024
 STDIN_SIZE_MAX_BYTES = 1024 * 1024
 """Bytes of input: what a tool writes into one file."""
 
-OUTPUT_SIZE_MAX_BYTES = 8 * 1024 * 1024
-"""Bytes of output of one command; more, and it is ended."""
+OUTPUT_SIZE_MAX_BYTES = 4 * 1024 * 1024
+"""Bytes of output of one command or script, as much as a box keeps of a stream; more, and it is ended. What a box
+leaves out of a command's output is said where it is missing; a file with a hole would be written back with it."""
+
+COMMAND_TIME_S = 580.0
+"""Time for one command, nearly as long as an attempt may take by default; OpenClaw ends most of them sooner itself."""
 
 CHUNK_SIZE_MAX_BYTES = 64 * 1024
 """Bytes of output in one line of an answer."""
 
-ARGUMENT_LENGTH_MAX = 96 * 1024
-"""Characters of one argument of a command. Linux takes 128 KiB."""
+NAME_LENGTH_MAX = 128
+"""Characters of a tool's name."""
+
+CALL_ID_LENGTH_MAX = 256
+"""Characters of a call's id, which a model's endpoint makes."""
 
 CALLS_MAX = 64
 """Calls at once of one instance."""
@@ -64,40 +70,11 @@ _ANSWERS = {
 }
 """Status of an answer; 409 for what a state forbids, and for everything else."""
 
-# `printf` joins the pieces again: one argument alone could not hold what a tool writes.
-_WITH_INPUT = 'command=$1; shift; printf %s "$@" | base64 -d | /bin/sh -c "$command"'
-
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class RunIdentity:
-    """For whom a tool is called: the attempt that is under way."""
-
-    tenant_id: str
-    session_id: str
-    run_id: str
-    fencing_token: int
 
 
 Resolve = Callable[[str, str, str], RunIdentity | None]
 """Finds the run under way on an instance, for an agent, in a session key; None if there is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlatformTool:
-    """A tool of the mesh itself. Its name is also in the plugin's manifest, since OpenClaw wants it there."""
-
-    name: str
-    description: str
-    parameters: Mapping[str, Any]
-    """JSON schema of its arguments."""
-    call: Callable[[RunIdentity, dict[str, Any]], Awaitable[str]]
-    """Does it and answers text for the model. Raises RetinueError, whose message the model reads."""
-
-    def described(self) -> dict[str, Any]:
-        """Describe it as the plugin's configuration does."""
-        return {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
 
 
 class _Who(NamedTuple):
@@ -106,37 +83,59 @@ class _Who(NamedTuple):
     session_key: str
 
 
+_CallId = Annotated[str, msgspec.Meta(min_length=1, max_length=CALL_ID_LENGTH_MAX)]
+
+
 class _Exec(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     agent_id: str
     session_key: str
+    kind: Literal["command", "script"]
+    """What a model has asked for, or what OpenClaw makes of it."""
     command: str
     stdin: str = ""
     """In base 64."""
 
 
-class _Tool(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+class _Begun(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     agent_id: str
     session_key: str
-    call_id: str
+    call_id: _CallId
+    tool: Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
     arguments: dict[str, Any]
 
 
-T = TypeVar("T", _Exec, _Tool)
+class _Ended(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    agent_id: str
+    session_key: str
+    call_id: _CallId
+
+
+class _Tool(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    agent_id: str
+    session_key: str
+    call_id: _CallId
+    arguments: dict[str, Any]
+
+
+T = TypeVar("T", _Exec, _Begun, _Ended, _Tool)
 
 
 class Bridge:
     """An HTTP endpoint on loopback. `start` it before its `base_url` is used."""
 
-    def __init__(self, sandbox: Peer, resolve: Resolve, tools: Sequence[PlatformTool] = ()) -> None:
+    def __init__(self, box: Box, authority: Authority, resolve: Resolve, tools: Sequence[Tool] = ()) -> None:
+        """`tools` are the mesh's own; their names are in the plugin's manifest too, since OpenClaw wants them there."""
         self.base_url = ""
         self.tools = {tool.name: tool for tool in tools}
-        self._peer = sandbox
-        self._stub: Any = sandbox_service_pb2_grpc.SandboxServiceStub(sandbox.channel)
+        self._box = box
+        self._permits = Permits(authority)
         self._resolve = resolve
         # Of the tokens only digests are kept here, so that comparing them takes the same time for all.
         self._instances: dict[bytes, str] = {}
         self._calls: dict[str, int] = {}
         app = web.Application(client_max_size=BODY_SIZE_MAX_BYTES)
+        app.router.add_post("/v1/calls", self._begin)
+        app.router.add_post("/v1/calls/end", self._end)
         app.router.add_post("/v1/exec", self._exec)
         app.router.add_post("/v1/tools/{name}", self._tool)
         # A call whose asker has gone ends, and with it what it began.
@@ -164,12 +163,36 @@ class Bridge:
         """End the tokens of an instance."""
         self._instances = {digest: owner for digest, owner in self._instances.items() if owner != instance_id}
 
+    async def _begin(self, request: web.Request) -> web.StreamResponse:
+        """A tool of the gateway's own is about to be called: its scripts and commands follow if policy allows it."""
+
+        async def run(response: _Lines) -> None:
+            body = await _read(request, _Begun)
+            async with self._admitted(request, body.agent_id, body.session_key) as run:
+                async with asyncio.timeout(AUTHORIZE_TIMEOUT_S):
+                    await self._permits.open(run, Call(body.call_id, body.tool, body.arguments))
+                await response.send({"allowed": True})
+
+        return await _answer(request, run)
+
+    async def _end(self, request: web.Request) -> web.StreamResponse:
+        async def run(response: _Lines) -> None:
+            body = await _read(request, _Ended)
+            async with self._admitted(request, body.agent_id, body.session_key) as run:
+                self._permits.close(run, body.call_id)
+                await response.send({"ended": True})
+
+        return await _answer(request, run)
+
     async def _exec(self, request: web.Request) -> web.StreamResponse:
         async def run(response: _Lines) -> None:
             body = await _read(request, _Exec)
-            argv = _argv(body.command, body.stdin)
+            argv, stdin = _argv(body.command), _stdin(body.stdin)
             async with self._admitted(request, body.agent_id, body.session_key) as run:
-                await self._forward(run, argv, response)
+                call = self._permits.find(run, command=body.kind == "command")
+                kept = 0 if body.kind == "command" else OUTPUT_SIZE_MAX_BYTES
+                execution = Execution(argv, stdin, wall_time_s=COMMAND_TIME_S, output_size_bytes=kept)
+                await self._forward(run, call, execution, response)
 
         return await _answer(request, run)
 
@@ -180,9 +203,15 @@ class Bridge:
                 tool = self.tools.get(request.match_info["name"])
                 if tool is None:
                     raise RetinueError(Reason.CAPABILITY_MISSING, "There is no such tool.")
+                try:
+                    given = arguments.normalised(tool.parameters, body.arguments)
+                except arguments.ArgumentsError as error:
+                    raise RetinueError(Reason.FIELD_INVALID, str(error)) from None
+                call = Call(body.call_id, tool.name, given)
                 async with asyncio.timeout(TOOL_TIMEOUT_S):
-                    text = await tool.call(run, body.arguments)
-                await response.send({"text": text})
+                    await self._permits.ask(run, call)
+                    result = await tool.call(run.scope, call, _unheard)
+                await response.send({"text" if result.ok else "message": result.text})
 
         return await _answer(request, run)
 
@@ -200,7 +229,7 @@ class Bridge:
         if self._calls.get(instance_id, 0) >= CALLS_MAX:
             raise RetinueError(Reason.QUOTA_EXCEEDED, "Too many tools are at work at once.")
         self._calls[instance_id] = self._calls.get(instance_id, 0) + 1
-        tenancy.enter(tenancy.Identity(tenant_id=run.tenant_id))
+        tenancy.enter(tenancy.Identity(tenant_id=run.scope.tenant_id))
         try:
             async with asyncio.timeout(None) as scope:
                 with self._watched(who, run, scope):
@@ -230,7 +259,7 @@ class Bridge:
             nonlocal later
             later = loop.call_later(CHECK_S, check)
             now = self._run_of(who)
-            if now is None or now.run_id != run.run_id:
+            if now is None or now.scope.run_id != run.scope.run_id:
                 scope.reschedule(0)
 
         check()
@@ -240,24 +269,19 @@ class Bridge:
             if later is not None:
                 later.cancel()
 
-    async def _forward(self, run: RunIdentity, argv: Sequence[str], response: "_Lines") -> None:
+    async def _forward(self, run: RunIdentity, call: Call, execution: Execution, response: "_Lines") -> None:
         """Run a command in the session's box and pass on what it says. Raises RetinueError."""
-        request = pb.ExecRequest(
-            tenant_id=run.tenant_id, session_id=run.session_id, fencing_token=run.fencing_token, argv=argv
-        )
         size = 0
-        async with aclosing(self._peer.stream(self._stub.Exec, request, timeout_s=EXEC_TIMEOUT_S)) as answers:  # type: ignore[type-var]
-            async for answer in answers:
-                if answer.stream == "exit":
-                    await response.send({"exitCode": answer.exit_code})
+        async with aclosing(self._box.execute(run.scope, call, execution)) as steps:  # type: ignore[type-var]
+            async for step in steps:
+                if isinstance(step, Ended):
+                    await _tell_end(step, response)
                     return
-                size += len(answer.data)
+                stream, data = step
+                size += len(data)
                 if size > OUTPUT_SIZE_MAX_BYTES:
-                    raise RetinueError(Reason.OUTPUT_TOO_LARGE, "The command said too much.")
-                for start in range(0, len(answer.data), CHUNK_SIZE_MAX_BYTES):
-                    piece = answer.data[start : start + CHUNK_SIZE_MAX_BYTES]
-                    await response.send({"stream": answer.stream, "data": base64.b64encode(piece).decode()})
-        raise RetinueError(Reason.DEPENDENCY_UNAVAILABLE, "The box did not say how the command ended.")
+                    raise RetinueError(Reason.OUTPUT_TOO_LARGE, "That is too much to be handed over at once.")
+                await _tell(stream, data, response)
 
 
 class _Lines:
@@ -297,6 +321,22 @@ async def _answer(request: web.Request, run: Callable[[_Lines], Awaitable[None]]
     return lines.head
 
 
+async def _tell(stream: str, data: bytes, response: _Lines) -> None:
+    for start in range(0, len(data), CHUNK_SIZE_MAX_BYTES):
+        piece = data[start : start + CHUNK_SIZE_MAX_BYTES]
+        await response.send({"stream": stream, "data": base64.b64encode(piece).decode()})
+
+
+async def _tell_end(end: Ended, response: _Lines) -> None:
+    """Tell how a command ended: shells know no more than a number, so a limit's sentence goes before it."""
+    code = end.exit_code
+    if end.outcome != "exited":
+        code = code or 1
+        said = end.message or f"The command was ended: {end.outcome}."
+        await _tell("stderr", f"\n{said}\n".encode(), response)
+    await response.send({"exitCode": code})
+
+
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
@@ -315,17 +355,23 @@ async def _read(request: web.Request, kind: type[T]) -> T:
         raise RetinueError(Reason.FIELD_INVALID, "The call makes no sense.") from None
 
 
-def _argv(command: str, stdin: str) -> list[str]:
-    """Write a shell's command, with its input if there is any, as the sandbox takes it. Raises RetinueError."""
+def _unheard(_said: Said) -> None:
+    """OpenClaw has no ear for what a tool says while it is at work."""
+
+
+def _argv(command: str) -> list[str]:
+    """Write a shell's command. Raises RetinueError(FIELD_INVALID)."""
     if not command or len(command) > COMMAND_LENGTH_MAX or "\0" in command:
         raise RetinueError.field("command", f"must have 1 to {COMMAND_LENGTH_MAX} characters, and no NUL")
-    if not stdin:
-        return ["/bin/sh", "-c", command]
+    return ["/bin/sh", "-c", command]
+
+
+def _stdin(text: str) -> bytes:
+    """Read a command's input. Raises RetinueError(FIELD_INVALID)."""
     try:
-        size = len(base64.b64decode(stdin, validate=True))
-    except binascii.Error:
+        data = base64.b64decode(text, validate=True)
+    except ValueError:  # binascii's is one, and so is that of letters beyond ASCII
         raise RetinueError.field("stdin", "must be base 64") from None
-    if size > STDIN_SIZE_MAX_BYTES:
+    if len(data) > STDIN_SIZE_MAX_BYTES:
         raise RetinueError.field("stdin", f"must have at most {STDIN_SIZE_MAX_BYTES} bytes")
-    pieces = [stdin[start : start + ARGUMENT_LENGTH_MAX] for start in range(0, len(stdin), ARGUMENT_LENGTH_MAX)]
-    return ["/bin/sh", "-c", _WITH_INPUT, "input", command, *pieces]
+    return data

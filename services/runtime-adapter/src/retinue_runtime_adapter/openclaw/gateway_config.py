@@ -159,6 +159,8 @@ def openclaw_json(*, port: int, token: str, proxy_base_url: str, policy: Policy,
                 "model": {"primary": f"{NOBODY}/{MODEL}"},
                 "maxConcurrent": RUNS_MAX,
                 "skipBootstrap": True,
+                # Those that come with OpenClaw are about its host, and none is in a box.
+                "skills": [],
                 "heartbeat": {"every": "0m"},
                 "sandbox": dict(policy.sandbox),
             },

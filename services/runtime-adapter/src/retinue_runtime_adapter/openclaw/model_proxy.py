@@ -112,6 +112,7 @@ class LoopbackModelProxy(ModelProxy):
         parameters: dict[str, Any],
         on_reasoning: Callable[[str], None] | None,
         before: Sequence[Message] = (),
+        tools: Sequence[str] | None = None,
     ) -> AbstractContextManager[Meter]:
         run = Run(
             run_id=run_id,
@@ -120,6 +121,7 @@ class LoopbackModelProxy(ModelProxy):
             parameters=parameters,
             on_reasoning=on_reasoning,
             before=before,
+            tools=tools,
         )
         return self._ledger.run((instance_id, tenant_id), run)
 
@@ -178,7 +180,7 @@ class LoopbackModelProxy(ModelProxy):
         self, request: web.Request, run: Run, attempt: Attempt, body: bytes, trace_id: str
     ) -> web.StreamResponse:
         try:
-            asked = Asked.read(body, run.before, run.parameters)
+            asked = Asked.read(body, run.before, run.parameters, run.tools)
         except MalformedError as error:
             run.meter.trouble = Trouble(Reason.MODEL_REQUEST_REFUSED, "The request to the model is malformed.")
             return _refused("malformed", str(error))

@@ -258,13 +258,14 @@ class ModelProxy(Protocol):
         parameters: dict[str, Any],
         on_reasoning: Callable[[str], None] | None,
         before: Sequence[dict[str, Any]] = (),
+        tools: Sequence[str] | None = None,
     ) -> AbstractContextManager[Meter]:
         """Let a run's model calls through. A call is the run's whose trace id it carries, else the tenant's only run's.
 
         `trace_id` must be of our own making: one that clients choose could be that of two runs.
 
         `model` is the catalogue's name ("" the default): what the call's body names is not believed. Messages go to
-        the model as `prompt.shape(messages, before)` answers them.
+        the model as `prompt.shape(messages, before)` answers them, with the tools of these names alone; None means all.
         """
         ...
 

@@ -1,4 +1,7 @@
-"""Which tools an agent of OpenClaw may use: those that are named, and as long as there is no box, none.
+"""Which tools an agent of OpenClaw may use: those that are named, and where there is no box, none.
+
+Agents are made before their tenants come, so what is named is the same for all of a gateway's. Policy decides about
+each call (permits.py), and the model of a run is shown what policy offers the run (proxy/asking.py).
 
 What OpenClaw makes of these settings was found by running it, and is held by the contract suite on a real gateway.
 """
@@ -17,6 +20,12 @@ PLUGIN_DIR = Path(__file__).parent / "plugin"
 
 BACKEND_ID = "retinue"
 """The sandbox backend that it registers."""
+
+BOX_TOOLS = ("edit", "exec", "read", "write")
+"""OpenClaw's own tools that work in a box, by its names, which are policy's too."""
+
+MESH_TOOLS = ("memory_note", "schedule_task")
+"""Tools of the mesh's own, as the plugin's manifest names them."""
 
 COMMANDS_OFF = ("native", "nativeSkills", "text", "bash", "config", "mcp", "plugins", "debug", "restart")
 """Commands in messages. A run that is asked for as we do it knows none of them; this is for every other way in."""

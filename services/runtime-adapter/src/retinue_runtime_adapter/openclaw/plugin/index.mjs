@@ -1,6 +1,6 @@
 // What a gateway of ours can do beyond talking: run tools in the box of their session, and call the mesh's own tools. Every
 // call carries the agent and the session that OpenClaw runs it for; the bridge compares them with the runs that it
-// has under way, and nothing runs on this host if it refuses.
+// has under way, asks policy, and nothing runs if it refuses: neither in a box nor on this host.
 import { createHash } from "node:crypto";
 import { fileURLToPath } from "node:url";
 import { definePluginEntry } from "openclaw/plugin-sdk/plugin-entry";
@@ -21,6 +21,9 @@ const WORKSPACE = "/workspace";
 // A string of a process's environment holds 128 KiB.
 const COMMAND_LENGTH_MAX = 96 * 1024;
 
+// For policy to answer; the bridge gives up a little sooner. A call without an answer is not made.
+const ASK_TIMEOUT_MS = 15_000;
+
 // The key of a session begins with its agent; `agent:<agent>:…`.
 function identity(sessionKey) {
   const agentId = /^agent:([^:]+):/.exec(sessionKey ?? "")?.[1];
@@ -36,7 +39,7 @@ function session(bridge, who) {
       let size = 0;
       const code = await exec(
         bridge,
-        { ...who, command: remoteCommand, stdin: Buffer.from(stdin ?? "").toString("base64") },
+        { ...who, kind: "script", command: remoteCommand, stdin: Buffer.from(stdin ?? "").toString("base64") },
         {
           signal,
           onOutput(stream, bytes) {
@@ -62,7 +65,7 @@ function session(bridge, who) {
       const given = Object.entries(env ?? {}).filter(([name]) => name !== "PATH");
       const command = given.map(([name, value]) => `export ${name}=${shellEscape(value)}; `).join("") + remoteCommand;
       if (command.length > COMMAND_LENGTH_MAX) throw new Error("The command is too long.");
-      const call = { ...bridge, request: { ...who, command, stdin: "" } };
+      const call = { ...bridge, request: { ...who, kind: "command", command, stdin: "" } };
       return {
         argv: [process.execPath, EXEC],
         env: { RETINUE_BRIDGE_CALL: JSON.stringify(call) },
@@ -73,9 +76,38 @@ function session(bridge, who) {
   };
 }
 
+// A tool of OpenClaw's own is begun only if policy allows the call. The mesh's own tools ask when they are called.
+function ask(api, bridge, ours) {
+  api.on(
+    "before_tool_call",
+    async ({ toolName, toolCallId, params }, { sessionKey, abortSignal }) => {
+      if (ours.has(toolName)) return undefined;
+      try {
+        const request = { ...identity(sessionKey), callId: toolCallId, tool: toolName, arguments: params };
+        let allowed = false;
+        await post(bridge, "/v1/calls", request, { signal: abortSignal, onLine: (line) => (allowed = line.allowed) });
+        return allowed === true ? undefined : { block: true, blockReason: "The bridge did not allow it." };
+      } catch (error) {
+        return { block: true, blockReason: error.message };
+      }
+    },
+    { timeoutMs: ASK_TIMEOUT_MS },
+  );
+  api.on(
+    "after_tool_call",
+    async ({ toolName, toolCallId }, { sessionKey }) => {
+      if (ours.has(toolName)) return;
+      // Of no use to a run that is over, which takes its calls with it.
+      await post(bridge, "/v1/calls/end", { ...identity(sessionKey), callId: toolCallId }, { onLine() {} }).catch(() => {});
+    },
+    { timeoutMs: ASK_TIMEOUT_MS },
+  );
+}
+
 function register(api) {
   const { bridgeUrl: url, token, tools = [] } = api.pluginConfig;
   const bridge = { url, token };
+  ask(api, bridge, new Set(tools.map(({ name }) => name)));
   registerSandboxBackend(BACKEND_ID, {
     factory: async (params) => {
       const who = identity(params.sessionKey);
@@ -102,7 +134,11 @@ function register(api) {
         async execute(callId, params, signal) {
           const said = [];
           const request = { ...identity(context.sessionKey), callId, arguments: params };
-          await post(bridge, `/v1/tools/${name}`, request, { signal, onLine: (line) => said.push(line.text) });
+          const onLine = (line) => {
+            if (line.message !== undefined) throw new Error(line.message);
+            said.push(line.text);
+          };
+          await post(bridge, `/v1/tools/${name}`, request, { signal, onLine });
           return { content: [{ type: "text", text: said.join("") }], details: {} };
         },
       }),

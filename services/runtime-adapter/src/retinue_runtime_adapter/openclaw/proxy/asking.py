@@ -1,7 +1,7 @@
 """What a gateway asks of a model, and what we make of it: the run's model, parameters and conversation."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ Fields = dict[str, msgspec.Raw]
 
 _decode_fields = msgspec.json.Decoder(Fields).decode
 _decode_messages = msgspec.json.Decoder(list[Message]).decode
+_decode_tools = msgspec.json.Decoder(list[dict[str, Any]] | None).decode
 _decode_any = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
@@ -45,6 +46,21 @@ def _read(body: bytes) -> tuple[Fields, list[Message]]:
         raise MalformedError(f"The request is malformed: {error}.") from None
 
 
+def _offered(fields: Fields, names: Collection[str]) -> Fields:
+    """Leave out tools that the run is not offered: agents have the same ones, whosever they are."""
+    try:
+        tools = _decode_tools(fields.get("tools", msgspec.Raw(b"null"))) or []
+    except msgspec.DecodeError as error:
+        raise MalformedError(f"The request is malformed: {error}.") from None
+    offered = [tool for tool in tools if _name(tool) in names]
+    return fields if len(offered) == len(tools) else {**fields, "tools": msgspec.Raw(_encode(offered))}
+
+
+def _name(tool: dict[str, Any]) -> Any:
+    function = tool.get("function")
+    return function.get("name") if isinstance(function, dict) else None
+
+
 class Asked:
     """A request as it goes to a model, whichever one it will be. What is not ours to set is passed on byte by byte."""
 
@@ -55,15 +71,19 @@ class Asked:
         self._characters: int | None = None
 
     @classmethod
-    def read(cls, body: bytes, before: Sequence[Message], options: dict[str, Any]) -> "Asked":
-        """Read a body. `before` is the conversation before it, `options` the run's. Raises MalformedError."""
+    def read(
+        cls, body: bytes, before: Sequence[Message], options: dict[str, Any], tools: Collection[str] | None = None
+    ) -> "Asked":
+        """Read a body. `before` is the conversation before it, `options` the run's, `tools` the names of those that it
+        is offered, None for all. Raises MalformedError.
+        """
         try:
             fields, messages = _read(body)
         except MalformedError:
             # JavaScript cuts a text between the halves of a letter, and such a half is no letter in JSON.
             body = _ESCAPE.sub(_whole, body)
             fields, messages = _read(body)
-        found = cls(fields, shape(messages, before), options)
+        found = cls(fields if tools is None else _offered(fields, tools), shape(messages, before), options)
         found.options_of_stream()
         return found
 

@@ -46,12 +46,14 @@ class Run:
         parameters: dict[str, Any],
         on_reasoning: Callable[[str], None] | None,
         before: Sequence[Message],
+        tools: Sequence[str] | None = None,
     ) -> None:
         self.run_id = run_id
         self.trace_id = trace_id
         self.model = model
         self.parameters = parameters
         self.before = before
+        self.tools = tools
         self.meter = Meter()
         self.traceparent = telemetry.traceparent()
         self._on_reasoning = on_reasoning

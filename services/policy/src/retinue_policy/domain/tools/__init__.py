@@ -1,0 +1,1 @@
+"""Which tools an agent may call, and how: layers, manners, patterns. Pure, over rules that were read before."""
