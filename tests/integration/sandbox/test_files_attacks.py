@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import gc
 import os
 import socket
 import stat
@@ -202,13 +203,14 @@ def test_bounded_a_tree_of_any_depth_is_told_of_as_too_deep_and_removed(mine, di
         os.close(deep)
         deep = inner
     os.close(deep)
+    gc.collect()  # what other tests have left open and is closed by chance is not counted
     before = len(os.listdir("/proc/self/fd"))
     with beneath.closing(os.open(disk, beneath.FOLDER)) as folder:
         assert quota.count(folder).too_deep
     assert len(mine.list()) == 65
     assert mine.delete("d" * 100) == 300
     assert mine.list() == ["kept"]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_folder_that_is_filled_while_it_is_removed_is_left_and_said_to_be(mine, disk, monkeypatch):
