@@ -1,6 +1,7 @@
 """Boxes as bubblewrap makes them here: what is in one, what it takes to make one, and what becomes of it."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -125,6 +126,7 @@ async def ask(launched: Launched, source: str) -> Any:
 
 
 def open_fds() -> int:
+    gc.collect()  # what other tests have left open is not counted
     return len(os.listdir("/proc/self/fd"))
 
 
