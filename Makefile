@@ -36,8 +36,8 @@ ifneq ($(strip $(ARGS)),)
 else
 	@$(BIN)/python -m retinue_local.openclaw $(OPENCLAW) >/dev/null || echo "Tests that need OpenClaw are skipped." >&2
 	@$(BIN)/python -m pytest -m "not openclaw" --numprocesses $(TEST_PROCESSES) $(FAST)
-	@$(if $(WHOLE),$(BIN)/python -m pytest -m "not openclaw" --numprocesses $(TEST_PROCESSES) --dist loadfile $(WHOLE))
-	@$(BIN)/python -m pytest -m "openclaw and not long" --numprocesses $(CLAWED_PROCESSES) --dist loadfile $(CLAWED)
+	@$(if $(WHOLE),$(BIN)/python -m pytest -m "not openclaw" --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(WHOLE))
+	@$(BIN)/python -m pytest -m "openclaw and not long" --numprocesses $(CLAWED_PROCESSES) --dist loadfile --no-loadscope-reorder $(CLAWED)
 endif
 
 openclaw: prepare ## run every test that needs the real OpenClaw, those that take minutes too

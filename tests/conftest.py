@@ -59,7 +59,7 @@ from retinue_kit.client import Peer
 from retinue_kit.errors import RetinueError
 from retinue_kit.server import Server, Service
 
-pytest_plugins = ["openclaw_home", "whole_mesh"]
+pytest_plugins = ["longest_first", "openclaw_home", "whole_mesh"]
 
 START_TIMEOUT_S = 30.0
 """A server is up within a tenth of a second; the rest is for a machine busy with other tests."""
