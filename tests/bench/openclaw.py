@@ -142,6 +142,9 @@ async def measure(args: argparse.Namespace, folder: Path, model: str) -> list[di
             str(args.port),
             "--set",
             f"runtime-adapter.openclaw_shared_count={args.gateways}",
+            # As the gateway beside it: what tools cost is another question.
+            "--set",
+            "runtime-adapter.openclaw_tools=false",
         )
         await asyncio.to_thread(run, state, *up, **settings)
         await direct.start()
