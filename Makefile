@@ -23,6 +23,8 @@ CLAWED := tests/e2e/test_openclaw.py tests/contract/test_adapter_conformance.py 
 OPENCLAW := .build/openclaw
 # buf keeps a cache, and the home folder may not be writable.
 export BUF_CACHE_DIR := $(CURDIR)/.build/buf
+# Many images set it. Tests start hundreds of processes, and without it each compiles anew all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -34,8 +36,12 @@ test: prepare ## run every test; ARGS="tests/unit -k lease" runs those alone
 ifneq ($(strip $(ARGS)),)
 	@$(BIN)/python -m pytest $(ARGS)
 else
-	@$(BIN)/python -m retinue_local.openclaw $(OPENCLAW) >/dev/null || echo "Tests that need OpenClaw are skipped." >&2
-	@$(BIN)/python -m pytest -m "not openclaw" --numprocesses $(TEST_PROCESSES) $(FAST)
+	@# While these install, one process compiles what all tests will import.
+	@$(BIN)/python -m pytest --collect-only -qq tests >/dev/null 2>&1 & \
+	  $(BIN)/python -m retinue_local.openclaw $(OPENCLAW) >/dev/null || echo "Tests that need OpenClaw are skipped." >&2; \
+	  $(BIN)/python tests/plugins/mcp_conformance.py .build/mcp-conformance >/dev/null || echo "The official checks of MCP are skipped." >&2; \
+	  wait
+	@$(BIN)/python -m pytest -p no:schemathesis -m "not openclaw" --numprocesses $(TEST_PROCESSES) $(FAST)
 	@$(if $(WHOLE),$(BIN)/python -m pytest -m "not openclaw" --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(WHOLE))
 	@$(BIN)/python -m pytest -m "openclaw and not long" --numprocesses $(CLAWED_PROCESSES) --dist loadfile --no-loadscope-reorder $(CLAWED)
 endif
@@ -69,6 +75,8 @@ bench: prepare ## measure the mesh against the bare model; prints a table, write
 	@$(BIN)/python tests/bench/turns.py $(ARGS)
 	@$(BIN)/python tests/bench/fairness.py
 	@$(BIN)/python tests/bench/sandbox.py
+	@$(BIN)/python tests/bench/portability.py
+	@$(BIN)/python tests/bench/decision.py
 
 bench-openclaw: prepare ## measure the mesh on OpenClaw against OpenClaw driven directly; prints a table
 	@$(BIN)/python tests/bench/openclaw.py $(ARGS)

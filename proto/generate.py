@@ -16,6 +16,7 @@ PACKAGES = ("retinue", "buf")
 EDGE_DESCRIPTOR = ROOT / "gateway" / "src" / "retinue_gateway" / "edge.binpb"
 # Envoy renders error details only if their types are in the set that it is given.
 EDGE_FILES = [
+    "retinue/edge/v1/context_service.proto",
     "retinue/edge/v1/dead_letter_service.proto",
     "retinue/edge/v1/edge_service.proto",
     "retinue/edge/v1/file_service.proto",

@@ -67,7 +67,7 @@ async def _turn(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, targ
     sample.whole_ms.append((time.perf_counter() - began) * 1000)
 
 
-async def _client(target: Target, until: float, sample: Sample, warm: int) -> None:
+async def _client(target: Target, until: float, sample: Sample, warm: int, pause_s: float) -> None:
     parts = urlsplit(target.url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=2**22)
     try:
@@ -75,6 +75,7 @@ async def _client(target: Target, until: float, sample: Sample, warm: int) -> No
             await asyncio.wait_for(_turn(reader, writer, target, Sample()), TURN_TIMEOUT_S)
         while time.perf_counter() < until:
             await asyncio.wait_for(_turn(reader, writer, target, sample), TURN_TIMEOUT_S)
+            await asyncio.sleep(pause_s)
     except (ConnectionError, TimeoutError) as error:
         sample.failed += 1
         print("turn failed:", str(error)[:200])
@@ -82,15 +83,15 @@ async def _client(target: Target, until: float, sample: Sample, warm: int) -> No
         writer.close()
 
 
-async def drive(targets: list[Target], seconds: float, warm: int = 2) -> Sample:
-    """Let one client per target send turn after turn for so many seconds."""
+async def drive(targets: list[Target], seconds: float, warm: int = 2, pause_s: float = 0.0) -> Sample:
+    """Let one client per target send turn after turn for so many seconds, with a pause behind each."""
     sample = Sample()
     async with asyncio.TaskGroup() as group:
         for target in targets:
-            group.create_task(_client(target, 0.0, Sample(), warm))
+            group.create_task(_client(target, 0.0, Sample(), warm, 0.0))
     began = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for target in targets:
-            group.create_task(_client(target, began + seconds, sample, 0))
+            group.create_task(_client(target, began + seconds, sample, 0, pause_s))
     sample.wall_s = time.perf_counter() - began
     return sample

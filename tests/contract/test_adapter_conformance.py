@@ -16,7 +16,7 @@ import scripted_adapter
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as pb
 from retinue.runtime_adapter.v1.runtime_adapter_service_pb2_grpc import RuntimeAdapterServiceStub
 from retinue.runtime_adapter.v1.runtime_event_pb2 import RuntimeEvent
-from retinue_kit import ids
+from retinue_kit import ids, wire
 from retinue_kit.clock import SystemClock
 from retinue_kit.errors import Code, Reason, RetinueError
 from retinue_runtime_adapter.adapter import Adapter, Registry
@@ -25,10 +25,15 @@ from retinue_runtime_adapter.light.adapter import LightAdapter
 from retinue_runtime_adapter.light.endpoint import session
 from retinue_runtime_adapter.service import service
 
-CALL_TIMEOUT_S = 30.0
-START_TIMEOUT_S = 120.0
-"""A gateway begins within twenty seconds on a busy machine; the first one after an installation takes longer."""
+CALL_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 330.0
+"""A gateway begins within twenty seconds on a busy machine; the first one after an installation takes longer, and one
+beside twenty other processes minutes."""
+SPEAKS_TIMEOUT_S = 60.0
+"""For a gateway to ask its model, or to let go of it, on a machine that is busy with other tests."""
 TERMINAL = ("finished", "failed")
+
+pytestmark = pytest.mark.timeout(START_TIMEOUT_S + CALL_TIMEOUT_S)
 
 
 def light(base_url: str) -> Adapter:
@@ -156,6 +161,75 @@ async def test_earlier_messages_reach_the_model_in_order(client: Client) -> None
     assert told(await client.invoke("#recall", context=context)).text == "one | two"
 
 
+def asked_with(offline_model: Any, key: str) -> list[dict[str, Any]]:
+    """The messages of the latest request whose last message holds a key, as the model's server received them."""
+    return offline_model.requests_of(key)[-1]["body"]["messages"]
+
+
+async def test_a_long_preface_reaches_the_model_behind_the_persona_in_one_message(
+    client: Client, offline_model: Any
+) -> None:
+    key, preface = ids.new_id("key"), "Lives in 北京. " * 8000
+    assert len(preface) > 100_000
+    await client.invoke(f"#tokens=1 {key}", persona="You are Ada.", preface=preface)
+    systems = [m["content"] for m in asked_with(offline_model, key) if m["role"] == "system"]
+    assert len(systems) == 1
+    assert systems[0].endswith(f"\n\n{preface}")
+    assert "You are Ada." in systems[0].removesuffix(preface)
+
+
+async def test_a_preface_that_changes_is_no_part_of_the_conversation(client: Client, offline_model: Any) -> None:
+    key, session_id = ids.new_id("key"), ids.new_id("ses")
+    said: list[pb.ContextMessage] = []
+    for number, preface in enumerate(("Has a cat.", "Has a dog.", "")):
+        fields = {"session_id": session_id, "fencing_token": number + 1, "context": said, "preface": preface}
+        answer = told(await client.invoke(f"#tokens=1 {key}-{number}", **fields)).text
+        asked = asked_with(offline_model, f"{key}-{number}")
+        shown = [one for one in ("Has a cat.", "Has a dog.") if one in str(asked)]
+        assert shown == ([preface] if preface else [])
+        assert sum(key in str(message["content"]) for message in asked) == number + 1
+        said += [pb.ContextMessage(role="user", text=f"#tokens=1 {key}-{number}")]
+        said += [pb.ContextMessage(role="assistant", text=answer)]
+
+
+async def test_a_conversation_that_is_too_long_fails_at_once_with_nothing_said(
+    client: Client, offline_model: Any
+) -> None:
+    session_id = ids.new_id("ses")
+    answer = told(await client.invoke("#tokens=3", session_id=session_id)).text
+    said = [pb.ContextMessage(role="user", text="#tokens=3"), pb.ContextMessage(role="assistant", text=answer)]
+    count = offline_model.stats()["requests"]
+    events = await client.invoke(
+        "#status=400,code=context_length_exceeded", session_id=session_id, context=said, fencing_token=2
+    )
+    assert told(events).kinds == ["failed"]
+    failed = events[-1].failed
+    assert (wire.from_status(failed.error, "x").reason, failed.retryable) == (Reason.MODEL_CONTEXT_OVERFLOW, False)
+    assert offline_model.stats()["requests"] == count + 1
+
+
+async def test_a_context_goes_into_a_runtime_that_holds_one_and_comes_out_as_it_was(client: Client) -> None:
+    if not (await client.describe()).holds_context:
+        pytest.skip("it holds none, and refuses to be asked")
+    session_id = ids.new_id("ses")
+    context = [pb.ContextMessage(role="user", text="one\n[/new]  我"), pb.ContextMessage(role="assistant", text="yes")]
+    names = {"tenant_id": "ten_a", "session_id": session_id, "runtime": client.runtime}
+
+    async def held() -> list[pb.ContextMessage]:
+        answer = await client.peer.call(client.stub.ExportContext, pb.ExportContextRequest(**names))
+        return list(answer.context)
+
+    await client.invoke("#tokens=1")  # the tenant has its place
+    assert await held() == []
+    given = await client.peer.call(client.stub.ImportContext, pb.ImportContextRequest(**names, context=context))
+    assert [line.split(": ")[:2] for line in given.losses] == [["messages.text", "approximate"]]
+    assert await held() == context
+    for number, text in enumerate(("#recall", "two #echo=**three** [[reply_to_current]]  x ")):
+        found = told(await client.invoke(text, session_id=session_id, context=context, fencing_token=number + 1))
+        context += [pb.ContextMessage(role="user", text=text), pb.ContextMessage(role="assistant", text=found.text)]
+        assert await held() == context
+
+
 async def test_reasoning_is_kept_apart_where_it_is_declared(client: Client) -> None:
     assert (await client.describe()).reasoning
     events = await client.invoke("#tokens=2 #think=let me see", reasoning=True)
@@ -184,7 +258,7 @@ async def test_leaving_the_stream_closes_the_models_connection(
     stream = client.stream(client.request("#tokens=1000 #delay=20"))
     assert (await anext(stream)).HasField("text_delta")
     await stream.aclose()
-    await eventually(lambda: offline_model.stats()["aborted"] == aborted + 1)
+    await eventually(lambda: offline_model.stats()["aborted"] == aborted + 1, SPEAKS_TIMEOUT_S)
 
 
 async def test_leaving_before_the_first_token_closes_the_models_connection(
@@ -193,11 +267,11 @@ async def test_leaving_before_the_first_token_closes_the_models_connection(
     aborted = offline_model.stats()["aborted"]
     call = client.stub.Invoke(client.request("#hang"))
     waiting = call.read()
-    await eventually(lambda: offline_model.stats()["open"] == 1)
+    await eventually(lambda: offline_model.stats()["open"] == 1, SPEAKS_TIMEOUT_S)
     call.cancel()
     with pytest.raises(BaseException):  # noqa: B017, PT011 - grpc's own cancellation, of whichever kind
         await waiting
-    await eventually(lambda: offline_model.stats()["aborted"] == aborted + 1)
+    await eventually(lambda: offline_model.stats()["aborted"] == aborted + 1, SPEAKS_TIMEOUT_S)
 
 
 async def test_an_aborted_attempt_ends_with_cancelled_and_closes_the_models_connection(
@@ -212,7 +286,7 @@ async def test_an_aborted_attempt_ends_with_cancelled_and_closes_the_models_conn
     last = [event async for event in stream][-1]
     assert last.failed.error.code == Code.CANCELLED
     assert not last.failed.retryable
-    await eventually(lambda: offline_model.stats()["aborted"] == aborted + 1)
+    await eventually(lambda: offline_model.stats()["aborted"] == aborted + 1, SPEAKS_TIMEOUT_S)
 
 
 async def test_aborting_what_is_over_or_another_tenants_does_nothing(client: Client) -> None:

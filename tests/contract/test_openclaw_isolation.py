@@ -34,9 +34,9 @@ from retinue_runtime_adapter.tools.box import SandboxBox
 from retinue_runtime_adapter.tools.ports import Call as ToolCall
 from retinue_runtime_adapter.tools.ports import Progress, Result, Scope, Verdict
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 330.0
 GRACE_S = 5.0
 
 TOKEN = "canary-token-of-the-gateway"
@@ -181,7 +181,7 @@ async def test_no_tool_is_offered(house: House, shape: str) -> None:
     bodies = await here.turn(name, "offers", "hello")
     assert [body.get("tools", []) for body in bodies] == [[]]
     query = {"agentId": keys.agent_id(f"ten_{name}"), "sessionKey": here.key(name, "offers")}
-    assert (await here.gateway.request("tools.effective", query, timeout_s=10))["groups"] == []
+    assert (await here.gateway.request("tools.effective", query, timeout_s=60))["groups"] == []
 
 
 @pytest.mark.parametrize("number", range(ATTACK_COUNT))

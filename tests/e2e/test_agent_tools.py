@@ -111,6 +111,12 @@ async def test_box_or_refuse_hostile_calls_of_each_kind_end_with_their_own_words
         "kernel": tool("python", code="import os; os.setuid(0)"),
         "network": tool("python", code="import socket; socket.create_connection(('10.0.0.1', 80), 2)"),
         "time": tool("exec", command="sleep 60", timeout_s=1),
+        "memory": tool("python", code="bytearray(1 << 40)"),
+        "shared memory": tool("python", code="open('/dev/shm/x', 'wb').write(bytes(17 << 20))"),
+        "disk": tool("exec", command="truncate -s 1T large"),
+        # It wishes for less than it is given, so that the end comes soon.
+        "processor": tool("exec", command="ulimit -S -t 1; while :; do :; done"),
+        "crowd": tool("exec", command="for n in $(seq 100); do sleep 60 & done; wait"),
         "output": tool("exec", command="head -c 300000 /dev/zero | tr '\\0' x"),
         "still": tool("exec", command="echo still here"),
     }
@@ -121,6 +127,11 @@ async def test_box_or_refuse_hostile_calls_of_each_kind_end_with_their_own_words
     assert "root:" not in found["files"][1] + found["escape"][1]
     assert int(found["processes"][1].split()[0]) < 20, "nothing of this machine is seen"
     assert "longer than 1 s" in found["time"][1]
+    assert "bytes of memory" in found["memory"][1]
+    assert "no more space" in found["shared memory"][1]
+    assert "wrote a file of more than" in found["disk"][1]
+    assert "of a processor" in found["processor"][1]
+    assert "more than 64 processes" in found["crowd"][1]
     assert len(found["output"][1]) < 100_000
     assert "still here" in found["still"][1]
 

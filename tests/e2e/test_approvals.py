@@ -81,6 +81,7 @@ async def test_an_approval_is_answered_once_over_rest_by_the_socket_or_with_the_
         states = {rest: "allow_always", socket: "deny", command: "allow_once", denied: "deny"}
         listed = (await client.get("/v1/approvals")).json()["approvals"]
         assert {one["approval_id"]: one["state"] for one in listed} == states
+        assert [one["pattern"] for one in listed if one["approval_id"] == rest] == ["rest *"]
         for approval in states:
             again = await client.post(f"/v1/approvals/{approval}:decide", json={"decision": "allow_once"})
             assert (again.status_code, reason(again.json())) == (400, "APPROVAL_CLOSED")

@@ -1,5 +1,6 @@
 """Files of a tenant, as a client sends, lists, reads and removes them, and as an operator does."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -37,6 +38,23 @@ async def test_a_file_is_sent_listed_read_and_gone_from_the_disk(mesh, client, c
     assert (await client.delete(path)).json() == {}
     assert_refused(await client.get(path), 404, "FILE_NOT_FOUND")
     assert not {data, b"new"} & set(kept(mesh).values())
+
+
+async def test_bounded_what_is_larger_than_any_message_arrives_as_it_is_over_http_and_by_command(
+    mesh, client, contact, tmp_path
+):
+    await client.post(f"/v1/files/{contact}/small", content=b"x")
+    (folder,) = (mesh.state / "workspaces").glob(f"*/files/{contact}")
+    data = os.urandom(2 * SIZE_MAX_BYTES + 1)
+    (folder / "large.csv").write_bytes(data)  # as a box may, whose files are larger than what is sent here
+    read = await client.get(f"/v1/files/{contact}/large.csv")
+    assert (read.status_code, read.headers["content-type"]) == (200, "text/csv")
+    assert read.headers["content-length"] == str(len(data))
+    assert hashlib.sha256(read.content).digest() == hashlib.sha256(data).digest()
+    back = tmp_path / "back.csv"
+    await asyncio.to_thread(mesh.command, "files", "get", f"{contact}/large.csv", str(back), "--tenant", "e2e")
+    assert hashlib.sha256(back.read_bytes()).digest() == hashlib.sha256(data).digest()
+    assert [path.name for path in tmp_path.iterdir()] == ["back.csv"]
 
 
 async def test_what_is_too_large_or_of_a_kind_that_is_not_let_in_is_refused_and_leaves_nothing(mesh, client, contact):

@@ -51,6 +51,15 @@ async def test_a_client_works_in_its_tenants_box_and_may_not_do_what_a_person_wo
         failed, read = await call("sandbox_read_file", path="/workspace/src/hello.py")
         assert (failed, read["content"]) == (False, "print(6 * 7)")
         assert (await call("sandbox_stop")) == (False, {"stopped": True})
+        failed, noted = await call("memory_note", title="Cats", text="Tom.")
+        assert (failed, len(noted["facts"])) == (False, 1)
+        failed, found = await call("memory_search", query="cats")
+        assert (failed, found["facts"][0]["text"]) == (False, "Cats: Tom.")
+        failed, made = await call("schedule_task", contact="ada", text="Feed Tom.", cron="0 9 * * *")
+        assert not failed, made
+    async with http(mesh.token("mcp")) as client:
+        kept = (await client.get(f"{mesh.url}/v1/schedules/{made['schedule']}")).json()["schedule"]
+    assert (kept["contact"], kept["kind"], kept["input"]) == ("ada", "reminder", {"text": "Feed Tom."})
 
 
 async def test_no_cross_tenant_what_one_tenant_writes_another_finds_by_no_path(mesh):

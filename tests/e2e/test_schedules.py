@@ -160,6 +160,10 @@ async def test_the_command_makes_shows_and_ends_schedules(mesh, contact):
     assert words[:3] == ["comes", "next", "at"]
     (listed,) = json.loads((await say("list", "--contact", contact, "--json")).stdout)
     assert (listed["kind"], listed["input"], listed["state"]) == ("scheduled", {"text": "What is new?"}, "active")
+    shown = (await say("show", schedule_id)).stdout
+    assert f"schedule:    {schedule_id}\ncontact:     {contact}\n" in shown
+    assert "comes:       30 7 * * MON-FRI in Europe/Berlin\n" in shown
+    assert 'input:       {"text": "What is new?"}\n' in shown
     assert (await say("pause", schedule_id)).stdout == f"{schedule_id} is paused.\n"
     assert "30 7 * * MON-FRI  Europe/Berlin  paused" in (await say("list", "--contact", contact)).stdout
     assert (await say("resume", schedule_id)).stdout == made

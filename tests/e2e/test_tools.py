@@ -2,7 +2,8 @@
 
 from refusals import assert_refused
 
-BUILT_IN = ["delete", "edit", "exec", "list", "memory_note", "python", "read", "schedule_task", "write"]
+BUILT_IN = ["delete", "edit", "exec", "list", "memory_note", "memory_search"]
+BUILT_IN += ["python", "read", "schedule_task", "write"]
 
 
 async def test_a_tenant_reads_what_its_agent_may_do_and_which_layer_says_so(client):

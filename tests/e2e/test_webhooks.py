@@ -76,6 +76,19 @@ async def test_a_webhook_is_listed_switched_and_tested(admin, receiver, eventual
     await admin.delete(f"/v1/webhooks/{webhook}")
 
 
+async def test_one_effect_a_key_answers_the_same_webhook_with_the_same_secret(admin, receiver, contact):
+    headers, body = {"idempotency-key": f"k-{contact}"}, {"url": receiver.url()}
+    made = await admin.post("/v1/webhooks", json=body, headers=headers)
+    again = await admin.post("/v1/webhooks", json=body, headers=headers)
+    assert (again.status_code, again.json()) == (200, made.json())
+    other = await admin.post("/v1/webhooks", json={**body, "event_types": ["run.failed"]}, headers=headers)
+    assert_refused(other, 409, "IDEMPOTENCY_KEY_REUSED")
+    await admin.delete(f"/v1/webhooks/{made.json()['webhook']['webhook_id']}")
+    assert_refused(await admin.post("/v1/webhooks", json=body, headers=headers), 404, "WEBHOOK_NOT_FOUND")
+    refused = await admin.post("/v1/webhooks", json=body, headers={"idempotency-key": ""})
+    assert_refused(refused, 400, "FIELD_INVALID", "Idempotency-Key")
+
+
 async def test_what_cannot_be_a_webhook_is_refused_by_its_field(admin):
     for body, field in (
         ({}, "url"),
@@ -115,6 +128,11 @@ async def test_the_command_makes_a_webhook_and_tells_what_became_of_it(mesh, rec
 
     made = await asyncio.to_thread(retinue, "create", receiver.url(), "--event", "run.failed")
     webhook = made.split()[1]
+    facts = dict(line.split(maxsplit=1) for line in (await asyncio.to_thread(retinue, "show", webhook)).splitlines())
+    assert facts.pop("made:")
+    assert facts == {
+        "webhook:": webhook, "kind:": "standard", "state:": "active", "url:": receiver.url(), "events:": "run.failed",
+    }  # fmt: skip
     await asyncio.to_thread(retinue, "test", webhook)
     await eventually(lambda: receiver.received, 30)
     receiver.received[0].verified(made.split()[3])

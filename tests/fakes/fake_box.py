@@ -63,12 +63,10 @@ class FakeBox(sandbox_service_pb2_grpc.SandboxServiceServicer):
         if request.tenant_id not in self._tenants:
             raise RetinueError(Reason.SANDBOX_UNAVAILABLE, NO_BOX, check="fake")
         home = self.workspace(request.tenant_id)
-        home.mkdir(exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True)
         pipe = subprocess.PIPE
         words = [word.replace(WORKSPACE, str(home)) for word in argv]
-        process = subprocess.Popen(
-            words, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True, cwd=home / cwd if cwd else None
-        )
+        process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True, cwd=home / cwd)
         try:
             out, err = await asyncio.to_thread(process.communicate, stdin)
         finally:
@@ -87,6 +85,8 @@ class FakeFiles(file_service_pb2_grpc.FileServiceServicer):
     def __init__(self) -> None:
         self.requests: list[Any] = []
         self.held: dict[tuple[str, str], bytes] = {}
+        self.trouble: RetinueError | None = None
+        """What writing fails with."""
 
     @property
     def service(self) -> Service:
@@ -111,6 +111,8 @@ class FakeFiles(file_service_pb2_grpc.FileServiceServicer):
 
     async def WriteFile(self, request: files.WriteFileRequest, context: Any) -> files.WriteFileResponse:
         self.requests.append(request)
+        if self.trouble is not None:
+            raise self.trouble
         self.held[request.tenant_id, request.path] = request.data
         return files.WriteFileResponse(info=self._info(request.path, request.data))
 

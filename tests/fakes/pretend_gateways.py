@@ -16,6 +16,7 @@ from retinue_runtime_adapter.domain.troubles import Trouble
 from retinue_runtime_adapter.openclaw.gateway_config import Policy
 from retinue_runtime_adapter.openclaw.pool import InstancePool
 from retinue_runtime_adapter.openclaw.ports import Frame, InstanceSpec, Isolation, Place, Process, RunCall
+from retinue_runtime_adapter.openclaw.preparing import QUIET_S
 from retinue_runtime_adapter.openclaw.probing import SILENT, Health
 
 MIB = 1024 * 1024
@@ -88,7 +89,7 @@ class PretendGateway:
                     assert f"models.providers.{name}.models" in params["replacePaths"]
                     del former[name]
                 else:
-                    former[name] = value
+                    former[name] = {**former.get(name, {}), **value}
         self.revision += 1
 
     async def run(self, call: RunCall) -> AsyncGenerator[Frame, None]:
@@ -148,6 +149,7 @@ class PretendProxy:
 
     def __init__(self) -> None:
         self.credentials: dict[tuple[str, str], str] = {}
+        self.following: dict[tuple[str, str], str] = {}
         self.made = 0
         self.warmed: list[tuple[str, str]] = []
 
@@ -158,11 +160,26 @@ class PretendProxy:
             self.credentials[key] = f"credential-{self.made}"
         return self.credentials[key]
 
+    def renew(self, instance_id: str, tenant_id: str) -> str:
+        key = (instance_id, tenant_id)
+        if key not in self.following:
+            self.made += 1
+            self.following[key] = f"credential-{self.made}"
+        return self.following[key]
+
+    def renewed(self, instance_id: str, tenant_id: str) -> None:
+        key = (instance_id, tenant_id)
+        self.credentials[key] = self.following.pop(key)
+
     def assign(self, instance_id: str, name: str, tenant_id: str) -> None:
         assert (instance_id, tenant_id) not in self.credentials
-        self.credentials[instance_id, tenant_id] = self.credentials.pop((instance_id, name))
+        for held in (self.credentials, self.following):
+            if (instance_id, name) in held:
+                held[instance_id, tenant_id] = held.pop((instance_id, name))
 
     def forget(self, instance_id: str, tenant_id: str = "") -> None:
+        for key in [key for key in self.following if key[0] == instance_id and tenant_id in ("", key[1])]:
+            del self.following[key]
         for key in [key for key in self.credentials if key[0] == instance_id and tenant_id in ("", key[1])]:
             del self.credentials[key]
 
@@ -187,7 +204,7 @@ class World:
         self.ended: list[str] = []
         self.memory_mib: dict[str, int] = {}
         self.silent = False
-        self.busy = False
+        self.lags = False
         self.port = 20_000
         self.counts: Counter[str] = Counter()
         self._held: dict[str, asyncio.Event] = {}
@@ -206,7 +223,7 @@ class World:
 
     async def probe(self, address: str) -> Health:
         """Answer as a test says."""
-        return SILENT if self.silent else Health(answers=True, is_busy=self.busy)
+        return SILENT if self.silent else Health(answers=True, lags=self.lags)
 
     def hold(self, what: str) -> asyncio.Event:
         """Let a step wait until the event is set. Steps: begin, start, run, and the gateway's methods."""
@@ -238,6 +255,13 @@ async def settle() -> None:
     """Let everything that can go on go on."""
     for _ in range(200):
         await asyncio.sleep(0)
+
+
+async def quiet(world: World) -> None:
+    """Let a gateway be left alone for so long that it prepares what is missing."""
+    world.clock.at += QUIET_S
+    await world.pool.watch()
+    await settle()
 
 
 @asynccontextmanager

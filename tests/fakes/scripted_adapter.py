@@ -18,6 +18,7 @@ A message is a script if it begins with `#script` and JSON: a list of actions, e
                               pattern, which may be left out, is what could be allowed for good
     ["fail", RETRYABLE]       fails
     ["fail_once"]             fails in the run's first attempt, in a way that another attempt can mend
+    ["not_yet"]               has no room for the run when it first comes, which is no attempt of it
     ["pause", MS]             waits
 
 Every line of the ledger is written under the attempt's fencing token, and not at all where a higher one was seen.
@@ -37,7 +38,7 @@ from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2_grpc as adapt
 from retinue.runtime_adapter.v1 import runtime_event_pb2 as ev
 from retinue_kit import process, wire
 from retinue_kit.client import Peer
-from retinue_kit.errors import RetinueError
+from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.server import Server, Service
 from retinue_runtime_adapter.domain.fencing import Fences
 
@@ -51,6 +52,10 @@ UPSTREAM_TIMEOUT_S = 10.0
 
 FAIL_ONCE_RUNS_MAX = 10_000
 """Runs whose failure is remembered; then counting begins anew."""
+
+
+NOT_YET_S = 0.1
+"""When a run for which there is no room may be asked for again."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -216,12 +221,23 @@ class Scripted:
         yield ev.RuntimeEvent(failed=ev.Failed(error=error, retryable=retryable))
 
     async def _fail_once(self, at: int) -> AsyncIterator[ev.RuntimeEvent]:
-        if self._request.run_id not in self._failed:
-            if len(self._failed) >= FAIL_ONCE_RUNS_MAX:
-                self._failed.clear()
-            self._failed.add(self._request.run_id)
+        if self._is_first():
             async for event in self._fail(at, True):
                 yield event
+
+    async def _not_yet(self, at: int) -> AsyncIterator[ev.RuntimeEvent]:
+        if self._is_first():
+            error = RetinueError(Reason.RUNTIME_UNAVAILABLE, "The script says so.", retry_after_s=NOT_YET_S)
+            yield ev.RuntimeEvent(failed=ev.Failed(error=wire.to_status(error), retryable=True))
+
+    def _is_first(self) -> bool:
+        """Whether the run has not failed here before."""
+        if self._request.run_id in self._failed:
+            return False
+        if len(self._failed) >= FAIL_ONCE_RUNS_MAX:
+            self._failed.clear()
+        self._failed.add(self._request.run_id)
+        return True
 
     async def _pause(self, at: int, ms: int) -> AsyncIterator[ev.RuntimeEvent]:
         await asyncio.sleep(ms / 1000)

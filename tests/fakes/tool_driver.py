@@ -202,10 +202,10 @@ class Driver:
 class Runtime:
     """A light runtime with tools: `drive(text)` makes a run of it and its first attempt."""
 
-    def __init__(self, base_url: str, tools: Sequence[CountingTool], rules: Rules, hooks: tuple[Any, ...]) -> None:
+    def __init__(self, base_url: str, tools: Sequence[CountingTool], rules: Rules) -> None:
         settings = Settings(address="", model_base_url=base_url)
         self.box, self.rules, self.names = Box(), rules, [tool.name for tool in tools]
-        made = Tools(Shelf(*tools), rules, self.box, hooks)  # type: ignore[arg-type]
+        made = Tools(Shelf(*tools), rules, self.box)  # type: ignore[arg-type]
         self.adapter = LightAdapter(settings, read_models(settings), session(settings), SystemClock(), made)
 
     def run(self, text: str, **fields: Any) -> Driver:

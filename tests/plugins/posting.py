@@ -8,11 +8,17 @@ from retinue_kit.sealing import Sealer
 from retinue_router.courier.dispatcher import Dispatcher
 from retinue_router.courier.outbox import Outbox
 from retinue_router.courier.sender import Sender
+from retinue_router.domain.webhooks import Asked
 from retinue_router.names import Names
 from retinue_router.operations.webhooks import Webhooks
 from retinue_router.store.webhooks import WebhookStore
 
 TENANT = "ten_a"
+
+
+def asked(url, kind="standard", types=(), secret="", key=""):
+    """Ask for a webhook."""
+    return Asked(tenant_id=TENANT, url=url, kind=kind, event_types=types, secret=secret, idempotency_key=key)
 
 
 class FakeNames(Names):
@@ -34,8 +40,8 @@ class Post:
         self.sealer = Sealer.load(keys)
         self.webhooks = Webhooks(WebhookStore(core.pool), self.sealer, Names(), private=True)
 
-    async def make(self, url, kind="standard", types=(), secret=""):
-        row, secret = await self.webhooks.create(TENANT, url, kind, list(types), secret)
+    async def make(self, url, kind="standard", types=(), secret="", key=""):
+        row, secret = await self.webhooks.create(asked(url, kind, types, secret, key))
         return row["webhook_id"], secret
 
     async def happen(self, contact="anna", **other):

@@ -109,10 +109,10 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def upstream(answer: Answer) -> AsyncIterator[str]:
+async def upstream(answer: Answer, path: str = "/chat/completions") -> AsyncIterator[str]:
     """Serve a model's endpoint that answers as it is told; yields its base address."""
     app = web.Application(client_max_size=64 * 1024 * 1024)
-    app.router.add_post("/v1/chat/completions", answer)
+    app.router.add_post(f"/v1{path}", answer)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -1,6 +1,5 @@
 """A whole mesh behind Envoy, started once by the command that users start it with; tests speak to its one address."""
 
-import asyncio
 import contextlib
 import json
 import os
@@ -17,6 +16,8 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from retinue_cli.commands.status import KEYS
+from retinue_cli.state import State
 
 RETINUE = [sys.executable, "-m", "retinue_cli"]
 UP_TIMEOUT_S = 120
@@ -72,7 +73,8 @@ class Mesh:
 
     def processes(self) -> dict[str, dict[str, Any]]:
         """What runs, by name."""
-        return {p["name"]: p for p in json.loads(self.command("status", "--json", check=False).stdout)}
+        found = State(self.state).mesh()  # as `retinue status` reads it, without a process for each look
+        return {p.name: {key: getattr(p, key) for key in KEYS} for p in (found.processes if found else [])}
 
     def socket(self, name: str) -> str:
         """Name the unix socket of a process; it stays where it is when the process does not."""
@@ -131,6 +133,7 @@ def running(model: str, *more: str, folder: Path | None = None, **settings: str)
     """Run a mesh of its own, with more arguments and settings; what it logged is shown if it does not come up."""
     folder = folder or Path(tempfile.mkdtemp(prefix="rt-e2e-"))
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("RETINUE_", "OPENAI_", "OTEL_"))}
+    environ["RETINUE_MEMORY_EXTRACT_EVERY"] = "0"  # tests count runs; those of this ask for it
     environ |= {"RETINUE_MODEL_BASE_URL": model, "RETINUE_MODEL": "offline", "RUNTIMES": "light", **settings}
     environ["RETINUE_WEBHOOK_PRIVATE_TARGETS"] = "true"  # tests receive on this machine
     mesh = Mesh(folder / "state", free_port(), model, environ)
@@ -217,7 +220,7 @@ def all_serve(mesh: Mesh, eventually: Callable[..., Awaitable[Any]]) -> Callable
     """Wait until every process of the mesh serves again."""
 
     async def served() -> bool:
-        states = {p["name"]: p["health"] for p in (await asyncio.to_thread(mesh.processes)).values()}
+        states = {p["name"]: p["health"] for p in mesh.processes().values()}
         assert set(states.values()) == {"serving"}, states
         return True
 

@@ -6,6 +6,8 @@ from functools import partial
 
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from retinue.edge.v1 import (
+    context_service_pb2,
+    context_service_pb2_grpc,
     dead_letter_service_pb2,
     dead_letter_service_pb2_grpc,
     edge_service_pb2,
@@ -32,9 +34,12 @@ from retinue_kit.watching import Subscriber
 from retinue_gateway.asgi import App, SocketHandler
 from retinue_gateway.collector import Collector
 from retinue_gateway.config import Settings
+from retinue_gateway.context import REQUEST_SIZE_MAX_BYTES as BUNDLE_REQUEST_SIZE_MAX_BYTES
+from retinue_gateway.context import ContextServicer
 from retinue_gateway.credentials import Credentials
 from retinue_gateway.dead_letters import DeadLetterServicer
 from retinue_gateway.documents import Documents, KeySet
+from retinue_gateway.downloads import PREFIX, Downloads, Reader
 from retinue_gateway.edge import Edge
 from retinue_gateway.events import Attendance, Events, Tick
 from retinue_gateway.files import REQUEST_SIZE_MAX_BYTES, FileServicer
@@ -42,6 +47,7 @@ from retinue_gateway.instances import InstanceServicer
 from retinue_gateway.listener import Listener
 from retinue_gateway.mcp import endpoint as mcp
 from retinue_gateway.mcp.boxes import Boxes
+from retinue_gateway.mcp.keeping import Keeping
 from retinue_gateway.openai_api import OpenAi
 from retinue_gateway.operations import Operations
 from retinue_gateway.readiness import Readiness, healthz
@@ -51,6 +57,7 @@ from retinue_gateway.tools import ToolServicer
 from retinue_gateway.webhooks import WebhookServicer
 from retinue_gateway.ws import Sockets
 
+CONTEXTS = context_service_pb2.DESCRIPTOR.services_by_name["ContextService"].full_name
 EDGE = edge_service_pb2.DESCRIPTOR.services_by_name["EdgeService"].full_name
 DEAD_LETTERS = dead_letter_service_pb2.DESCRIPTOR.services_by_name["DeadLetterService"].full_name
 FILES = file_service_pb2.DESCRIPTOR.services_by_name["FileService"].full_name
@@ -86,8 +93,12 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Edge:
     documents, keys = Documents(), KeySet(directory, clock)
     runtimes = [name.strip() for name in settings.runtimes.split(",") if name.strip()]
     mounts: dict[str, SocketHandler] = {}
+    reader = Reader(peers.get("sandbox"))
+    mounts[PREFIX] = Downloads(reader, credentials).serve
     if "sandbox" in peers:
-        endpoint = mcp.Endpoint(Boxes(peers["policy"], peers["sandbox"]), credentials, settings.mcp_hosts)
+        boxes = Boxes(peers["policy"], peers["sandbox"], router)
+        keeping = Keeping(boxes, router)
+        endpoint = mcp.Endpoint(boxes, keeping, credentials, settings.mcp_hosts)
         await stack.enter_async_context(endpoint.running())
         mounts[mcp.PATH] = endpoint.serve
     openai = OpenAi(operations, events, credentials, runtimes)
@@ -111,13 +122,19 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Edge:
     services = [
         Service(edge_service_pb2_grpc.add_EdgeServiceServicer_to_server, servicer, EDGE),
         Service(
+            context_service_pb2_grpc.add_ContextServiceServicer_to_server,
+            ContextServicer(operations, peers.get("portability"), router),
+            CONTEXTS,
+            BUNDLE_REQUEST_SIZE_MAX_BYTES,
+        ),
+        Service(
             dead_letter_service_pb2_grpc.add_DeadLetterServiceServicer_to_server,
             DeadLetterServicer(router),
             DEAD_LETTERS,
         ),
         Service(
             file_service_pb2_grpc.add_FileServiceServicer_to_server,
-            FileServicer(peers.get("sandbox"), settings.upload_content_types),
+            FileServicer(peers.get("sandbox"), settings.upload_content_types, reader),
             FILES,
             REQUEST_SIZE_MAX_BYTES,
         ),

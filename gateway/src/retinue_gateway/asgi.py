@@ -1,7 +1,9 @@
 """What cannot be said through Envoy's transcoder, as a small ASGI application: requests, answers, routes."""
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -89,6 +91,15 @@ class Request:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
+    @contextmanager
+    def watched(self) -> "Iterator[asyncio.Task[None]]":
+        """Watch for the client to leave; the task is done once it has. The body must have been read."""
+        leaving = asyncio.create_task(self.left(), name="client-leaves")
+        try:
+            yield leaving
+        finally:
+            leaving.cancel()
+
     async def answer(self, status: int, body: bytes, content_type: str, headers: dict[str, str] | None = None) -> None:
         """Answer at once."""
         await self.begin(status, content_type, {"content-length": str(len(body)), **(headers or {})})
@@ -124,7 +135,10 @@ class App:
         sockets: dict[str, SocketHandler],
         mounts: dict[str, SocketHandler] | None = None,
     ) -> None:
-        """`mounts` are applications of their own, by path: every method is theirs, and so are their errors."""
+        """`mounts` are applications of their own, by path: every method is theirs, and so are their errors.
+
+        One that ends in "/" has every path beneath it.
+        """
         self._routes = routes
         self._sockets = sockets
         self._mounts = mounts or {}
@@ -138,7 +152,7 @@ class App:
             else:
                 await handle_socket(scope, receive, send)
             return
-        mount = self._mounts.get(scope["path"])
+        mount = self._find_mount(scope["path"])
         if mount is not None:
             await mount(scope, receive, send)
             return
@@ -150,6 +164,10 @@ class App:
             log.debug("client left", path=request.path)
         except Exception as error:
             await refuse(request, error)
+
+    def _find_mount(self, path: str) -> SocketHandler | None:
+        beneath = (mount for prefix, mount in self._mounts.items() if prefix.endswith("/") and path.startswith(prefix))
+        return self._mounts.get(path) or next(beneath, None)
 
 
 async def _not_found(request: Request) -> None:
@@ -169,4 +187,6 @@ async def refuse(request: Request, error: Exception) -> None:
 
 
 def _too_large() -> RetinueError:
-    return RetinueError(Reason.BODY_TOO_LARGE, "The body is larger than 1 MiB, or the file than 4 MiB.")
+    return RetinueError(
+        Reason.BODY_TOO_LARGE, "The body is larger than 1 MiB, the bundle than 3 MiB, or the file than 4 MiB."
+    )

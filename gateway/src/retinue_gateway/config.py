@@ -40,7 +40,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Has the instances."""
 
     portability_address: str = ""
-    """Only asked for its health. What has no address, here or below, is left out of the answer."""
+    """Makes and takes bundles; without it there are none. What has no address, here or below, is not asked for its
+    health."""
 
     sandbox_address: str = ""
     """Keeps the tenants' files, and has their boxes; without it there are none, and no `/v1/mcp`."""

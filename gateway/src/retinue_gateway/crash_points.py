@@ -11,6 +11,8 @@ class Point(StrEnum):
     CANCELLED = "gateway.cancel.accepted"
     DECIDED = "gateway.decide.accepted"
     SCHEDULE_CHANGED = "gateway.schedule.accepted"
+    BUNDLE_IMPORTED = "gateway.import.accepted"
+    FACT_CHANGED = "gateway.fact.accepted"
     DEAD_LETTER_RETRIED = "gateway.retry.accepted"
     DEAD_LETTER_DROPPED = "gateway.drop.accepted"
     WEBHOOK_CHANGED = "gateway.webhook.accepted"

@@ -14,6 +14,9 @@ BODY_SIZE_MAX_BYTES = 1024 * 1024
 FILE_SIZE_MAX_BYTES = 4 * BODY_SIZE_MAX_BYTES
 """A file that is uploaded, which is the body."""
 
+BUNDLE_SIZE_MAX_BYTES = 3 * BODY_SIZE_MAX_BYTES
+"""A bundle that is brought back, which is the body."""
+
 ANSWER_SIZE_MAX_BYTES = 32 * 1024 * 1024
 """A unary answer as JSON: a page of 2 MiB grows by escapes, at worst sixfold."""
 
@@ -38,10 +41,12 @@ TOKENS_CACHED_MAX = 1024
 EDGE_PACKAGE = "retinue.edge.v1"
 EDGE_SERVICE = f"{EDGE_PACKAGE}.EdgeService"
 INSTANCE_SERVICE = f"{EDGE_PACKAGE}.InstanceService"
+FILE_SERVICE = f"{EDGE_PACKAGE}.FileService"
 EDGE_SERVICES = (
     EDGE_SERVICE,
     INSTANCE_SERVICE,
-    f"{EDGE_PACKAGE}.FileService",
+    FILE_SERVICE,
+    f"{EDGE_PACKAGE}.ContextService",
     f"{EDGE_PACKAGE}.ScheduleService",
     f"{EDGE_PACKAGE}.ToolService",
     f"{EDGE_PACKAGE}.WebhookService",

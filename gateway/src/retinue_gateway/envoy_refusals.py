@@ -55,7 +55,7 @@ REFUSALS = [
     # A token for another audience is no credential here; who may do what is decided behind Envoy.
     Refusal(403, 16, "CREDENTIAL_INVALID", "The token is not valid.", told_as=401),
     Refusal(404, 5, "ROUTE_NOT_FOUND", "There is nothing at this path for this method."),
-    Refusal(413, 8, "BODY_TOO_LARGE", "The body is larger than 1 MiB, or the file than 4 MiB."),
+    Refusal(413, 8, "BODY_TOO_LARGE", "The body is larger than 1 MiB, the bundle than 3 MiB, or the file than 4 MiB."),
     Refusal(429, 8, "QUOTA_EXCEEDED", "The tenant makes more requests a second than it may."),
     Refusal(504, 4, "DEPENDENCY_UNAVAILABLE", "The answer took too long; whether anything happened is not known."),
     Refusal(500, 14, "DEPENDENCY_UNAVAILABLE", "The gateway does not answer at the moment; try again.", at_least=True),

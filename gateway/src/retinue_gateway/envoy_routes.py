@@ -7,9 +7,11 @@ from retinue_gateway import envoy_refusals
 from retinue_gateway.envoy_clusters import ASGI_CLUSTER, GRPC_CLUSTER
 from retinue_gateway.envoy_filters import (
     BODY_SIZE_MAX_BYTES,
+    BUNDLE_SIZE_MAX_BYTES,
     EDGE_PACKAGE,
     EDGE_SERVICE,
     EDGE_SERVICES,
+    FILE_SERVICE,
     FILE_SIZE_MAX_BYTES,
     FILTERS,
     INSTANCE_SERVICE,
@@ -39,12 +41,21 @@ API_PREFIXES = ("/v1/", "/api/")
 FILES_PREFIX = "/v1/files/"
 """Where a body is a file, and may be larger than another."""
 
+DOWNLOAD_TIMEOUT_S = 3600
+"""For a file to be read by its client: the largest that an execution writes, 256 MiB, at 75 KiB/s. Who takes nothing
+is cut off sooner, as every idle stream is."""
+
+_FILE_PATH = f"{FILES_PREFIX}.+"
+_BUNDLE_PATH = "/v1/contacts/[^/]+/bundle"
+"""Where a body is a bundle."""
+
 _AUTHORITY = {
     "header": {"key": "x-retinue-authority", "value": "%REQ(:AUTHORITY)%"},
     "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
 }
 """The host that a request named, which gRPC keeps from whoever answers it."""
 
+_METHOD_GET = {"name": ":method", "string_match": {"exact": "GET"}}
 _STREAMING_METHODS = ("StreamMessage", "WatchContact", "WatchRun")
 
 
@@ -69,15 +80,22 @@ def routes(descriptor: Path) -> Json:
             action["retry_policy"] = _retries()
         return {"match": {"path": path, "headers": [header]}, "route": action, **more}
 
-    def grpc(prefix: str, timeout_s: int, **more: object) -> Json:
+    def grpc(place: str | Json, timeout_s: int, **more: object) -> Json:
         action = {"cluster": GRPC_CLUSTER, "timeout": f"{timeout_s}s", "retry_policy": _retries()}
-        return {"match": {"prefix": prefix}, "route": action, **more}
+        return {"match": _at(place), "route": action, **more}
 
-    def too_large(prefix: str, size_max_bytes: int) -> Json:
+    def larger(size_max_bytes: int) -> Json:
+        return {
+            **_bounded(size_max_bytes),
+            **without_grpc_headers(),
+            "envoy.filters.http.grpc_json_transcoder": transcoder(descriptor, [*EDGE_SERVICES], size_max_bytes),
+        }
+
+    def too_large(place: str | Json, size_max_bytes: int) -> Json:
         # What says that it is too large is read to its end there: cut off here, a client may not come to read why.
         header = {"name": "content-length", "range_match": {"start": size_max_bytes + 1, "end": 2**63 - 1}}
         return {
-            "match": {"prefix": prefix, "headers": [header]},
+            "match": {**_at(place), "headers": [header]},
             "route": {"cluster": ASGI_CLUSTER, "timeout": f"{DRAIN_TIMEOUT_S}s"},
             "typed_per_filter_config": plain,
         }
@@ -89,14 +107,17 @@ def routes(descriptor: Path) -> Json:
             "typed_per_filter_config": plain,
         },
     ]
-    file = {
-        **_bounded(FILE_SIZE_MAX_BYTES),
-        **without_grpc_headers(),
-        "envoy.filters.http.grpc_json_transcoder": transcoder(descriptor, [*EDGE_SERVICES], FILE_SIZE_MAX_BYTES),
-    }
+    bundle_path = {"safe_regex": {"regex": _BUNDLE_PATH}}
     listed += [
         too_large(FILES_PREFIX, FILE_SIZE_MAX_BYTES),
-        grpc(FILES_PREFIX, 0, typed_per_filter_config=file),
+        {  # past the transcoder, which would end what broke off as if it were whole
+            "match": {"safe_regex": {"regex": _FILE_PATH}, "headers": [_METHOD_GET]},
+            "route": {"cluster": ASGI_CLUSTER, "timeout": f"{DOWNLOAD_TIMEOUT_S}s", "retry_policy": _retries()},
+            "typed_per_filter_config": plain,
+        },
+        grpc(FILES_PREFIX, 0, typed_per_filter_config=larger(FILE_SIZE_MAX_BYTES)),
+        too_large(bundle_path, BUNDLE_SIZE_MAX_BYTES),
+        grpc(bundle_path, 0, typed_per_filter_config=larger(BUNDLE_SIZE_MAX_BYTES)),
         *(too_large(prefix, BODY_SIZE_MAX_BYTES) for prefix in API_PREFIXES),
     ]
     listed += [asgi(path, "GET", 10, typed_per_filter_config=plain, tracing=untraced) for path in OPEN_PATHS]
@@ -112,6 +133,7 @@ def routes(descriptor: Path) -> Json:
     ]
     # A transcoded request is routed a second time, by its method.
     listed += [grpc(f"/{EDGE_SERVICE}/{method}", 0) for method in _STREAMING_METHODS]
+    listed.append(grpc(f"/{FILE_SERVICE}/DownloadFile", DOWNLOAD_TIMEOUT_S))
     listed.append(grpc(f"/{INSTANCE_SERVICE}/GetChatUrl", UNARY_TIMEOUT_S, request_headers_to_add=[_AUTHORITY]))
     listed.append(grpc(f"/{EDGE_PACKAGE}.", UNARY_TIMEOUT_S))
     whole = {**bounded, **without_grpc_headers()}
@@ -125,6 +147,11 @@ def routes(descriptor: Path) -> Json:
         "response_headers_to_add": [envoy_refusals.TRACE_ID_HEADER],
         "response_headers_to_remove": ["grpc-accept-encoding"],
     }
+
+
+def _at(place: str | Json) -> Json:
+    """Match what begins so, or is otherwise as Envoy is told."""
+    return {"prefix": place} if isinstance(place, str) else place
 
 
 def _bounded(size_max_bytes: int) -> Json:

@@ -1,13 +1,12 @@
 """A tenant's files in the public API: the sandbox keeps them, and knows what a path may be.
 
-What is downloaded was written by an agent, or by whoever spoke with it: a browser is told to keep it and to run nothing
-of it, whatever it is called.
+Downloads over HTTP are `downloads.py`'s; those over gRPC, which has a status to end with, are served here.
 """
 
-import mimetypes
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from fnmatch import fnmatchcase
 from typing import Any
-from urllib.parse import quote
 
 from google.api import httpbody_pb2
 from retinue.edge.v1 import file_service_pb2 as edge
@@ -16,14 +15,15 @@ from retinue.sandbox.v1 import execution_pb2
 from retinue.sandbox.v1 import file_service_pb2 as sandbox_wire
 from retinue.sandbox.v1 import file_service_pb2_grpc as sandbox_grpc
 from retinue_kit.client import Peer
-from retinue_kit.errors import Code, Reason, RetinueError
+from retinue_kit.errors import Reason, RetinueError
 
 from retinue_gateway import fields
 from retinue_gateway.calls import Context, caller_of
 from retinue_gateway.credentials import Caller
+from retinue_gateway.downloads import BYTES, Reader, content_type_of, headers_of
 
 FILE_SIZE_MAX_BYTES = 4 << 20
-"""Of a file that is sent either way; what a box has written may be larger, and is not sent whole."""
+"""Of a file that is uploaded; what a box has written may be larger, and is downloaded in parts."""
 
 REQUEST_SIZE_MAX_BYTES = FILE_SIZE_MAX_BYTES + (64 << 10)
 """Of an upload as a message: the file, its path and its content type."""
@@ -33,30 +33,13 @@ CALL_TIMEOUT_S = 10.0
 """A write waits for others of the tenant, a few seconds at most, and then for the disk."""
 
 SIZE_SHOWN_MAX_BYTES = 2**31 - 1
-BYTES = "application/octet-stream"
-"""What nobody has named."""
-
-_HEADERS = (
-    ("x-content-type-options", "nosniff"),
-    ("content-security-policy", "sandbox; default-src 'none'"),
-)
-_TYPES = mimetypes.MimeTypes()
-"""By the ending of a name, the same on every machine: the system's own lists are not read."""
-
-for _kind, _ending in (
-    ("text/markdown", ".md"),
-    ("application/yaml", ".yaml"),
-    ("application/yaml", ".yml"),
-    ("application/toml", ".toml"),
-    ("application/jsonl", ".jsonl"),
-):
-    _TYPES.add_type(_kind, _ending)
 
 
 class FileServicer(edge_grpc.FileServiceServicer):
     """Serves retinue.edge.v1.FileService; `content_types` are patterns of what is let in, separated by spaces."""
 
-    def __init__(self, sandbox: Peer | None, content_types: str) -> None:
+    def __init__(self, sandbox: Peer | None, content_types: str, reader: Reader) -> None:
+        self._reader = reader
         self._sandbox = sandbox
         self._stub = sandbox_grpc.FileServiceStub(sandbox.channel) if sandbox else None
         self._content_types = content_types.split()
@@ -80,21 +63,17 @@ class FileServicer(edge_grpc.FileServiceServicer):
             files=[_shown(found) for found in answer.files], next_page_token=answer.next_page_token
         )
 
-    async def DownloadFile(self, request: edge.DownloadFileRequest, context: Context) -> httpbody_pb2.HttpBody:
+    async def DownloadFile(
+        self, request: edge.DownloadFileRequest, context: Context
+    ) -> AsyncIterator[httpbody_pb2.HttpBody]:
         fields.check_storable(request)
-        asked = sandbox_wire.ReadFileRequest(tenant_id=caller_of(context).tenant_id, path=request.path)
-        try:
-            answer: sandbox_wire.ReadFileResponse = await self._call("ReadFile", asked)
-        except RetinueError as error:
-            if error.reason is not Reason.BODY_TOO_LARGE:
-                raise
-            text = f"The file is larger than {FILE_SIZE_MAX_BYTES >> 20} MiB, and is not sent whole."
-            # The request was small: a client must not take this for what it has sent too much of, or too fast.
-            raise RetinueError(Reason.BODY_TOO_LARGE, text, code=Code.FAILED_PRECONDITION) from error
-        name = quote(request.path.rsplit("/", 1)[-1], safe="")
-        headers = [*_HEADERS, ("content-disposition", f"attachment; filename*=UTF-8''{name}")]
-        await context.send_initial_metadata((*headers, ("etag", f'"{answer.info.digest}"')))
-        return httpbody_pb2.HttpBody(content_type=content_type_of(request.path), data=answer.data)
+        kind = content_type_of(request.path)
+        async with aclosing(self._reader.read(caller_of(context).tenant_id, request.path)) as parts:  # type: ignore[type-var]
+            async for part in parts:
+                if kind:
+                    await context.send_initial_metadata(tuple(headers_of(request.path, part.info).items()))
+                yield httpbody_pb2.HttpBody(content_type=kind, data=part.data)
+                kind = ""  # told with the first part
 
     async def UploadFile(self, request: edge.UploadFileRequest, context: Context) -> edge.UploadFileResponse:
         caller = caller_of(context)
@@ -130,12 +109,6 @@ class FileServicer(edge_grpc.FileServiceServicer):
         if self._sandbox is None:
             raise RetinueError(Reason.CAPABILITY_MISSING, "No files are kept in this deployment.", capability="sandbox")
         return await self._sandbox.call(getattr(self._stub, method), request, timeout_s=CALL_TIMEOUT_S)
-
-
-def content_type_of(path: str) -> str:
-    """Name the content type of a file by the ending of its name."""
-    kind, encoding = _TYPES.guess_type(path.rsplit("/", 1)[-1])
-    return BYTES if kind is None or encoding else kind
 
 
 def _origin(caller: Caller, tool: str) -> execution_pb2.Origin:

@@ -24,16 +24,24 @@ Json = dict[str, Any]
 Field = descriptor_pb2.FieldDescriptorProto
 
 ROOT = Path(__file__).resolve().parents[3]
-AREAS = ("edge", "schedule", "webhook", "dead_letter", "instance", "file", "tool")
+AREAS = ("edge", "schedule", "webhook", "dead_letter", "instance", "file", "tool", "context")
 SERVICE_FILES = [f"retinue/edge/v1/{area}_service.proto" for area in AREAS]
 PACKAGE = ".retinue.edge.v1."
 _KEYED = frozenset({"SendMessage", "StreamMessage", "CreateTask", "CreateSchedule"})
 _AS_ABOVE = " Failures as in EdgeService."
 """What services' comments end with; readers of the document have that service's words before them."""
 _WATCHES = frozenset({"WatchContact", "WatchRun"})
+_DOWNLOADS = frozenset({"DownloadFile"})
+_BUSY = frozenset({"ImportBundle"})
+"""Refused, without a key, while a run of the contact goes on."""
+_SECTIONS = {"ContextService": "context"}
+"""Sections of services whose paths begin as another's do."""
 _BYTES = ".google.api.HttpBody"
 """Of this type are bodies that are a file's bytes, of any content type."""
 _ANY_BYTES: Json = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
+_BUNDLE: Json = {"application/x-retinue-bundle": {"schema": {"type": "string", "format": "binary"}}}
+_BUNDLES = frozenset({"ExportBundle", "ImportBundle"})
+"""Calls whose bytes are a bundle's."""
 _SCALARS: dict[int, Json] = {
     Field.TYPE_STRING: {"type": "string"},
     Field.TYPE_BOOL: {"type": "boolean"},
@@ -90,7 +98,7 @@ class Contract:
             if service.name == "EdgeService":
                 self.about = about
             else:
-                section = _tag(_rule(service.method[0])[1])
+                section = _SECTIONS.get(service.name) or _tag(_rule(service.method[0])[1])
                 self.sections[section] = about.removesuffix(_AS_ABOVE)
             for number, method in enumerate(service.method):
                 self.methods.append(method)
@@ -195,7 +203,8 @@ class Document:
 
     def _body(self, name: str, rest: list[Field]) -> Json:
         if [field.type_name for field in rest] == [_BYTES]:
-            return {"required": False, "description": self._contract.comments[name], "content": _ANY_BYTES}
+            content = _BUNDLE if name.removeprefix(PACKAGE).removesuffix("Request") in _BUNDLES else _ANY_BYTES
+            return {"required": False, "description": self._contract.comments[name], "content": content}
         body = self._object(name, rest)
         return {"required": "required" in body, "content": {"application/json": {"schema": body}}}
 
@@ -204,17 +213,19 @@ class Document:
         headers = {"x-trace-id": openapi_extra.TRACE_ID}
         if method.name in _KEYED:
             headers["idempotent-replay"] = openapi_extra.REPLAY
-        if method.server_streaming:
-            content: Json = {"text/event-stream": {"schema": openapi_extra.SERVER_SENT_EVENT}}
+        if method.name in _DOWNLOADS:
+            content: Json = _ANY_BYTES
+            text = "The file's bytes; its content type goes by its name. An answer that breaks off is no whole file."
+        elif method.output_type == _BYTES and method.name in _BUNDLES:
+            content, text = _BUNDLE, "The bundle."
+        elif method.server_streaming:
+            content = {"text/event-stream": {"schema": openapi_extra.SERVER_SENT_EVENT}}
             text = "Events, each with its cursor as id, its type as event, and the Event as data."
-        elif method.output_type == _BYTES:
-            content = _ANY_BYTES
-            text = "The file's bytes; its content type goes by its name."
         else:
             content = {"application/json": {"schema": self._reference(method.output_type)}}
             text = self._contract.comments[method.output_type]
         refusals = dict(_REFUSALS)
-        if method.name in _KEYED:
+        if method.name in _KEYED | _DOWNLOADS | _BUSY:
             refusals["409"] = "Conflict"
         if has_body:
             refusals["413"] = "TooLarge"

@@ -152,8 +152,10 @@ RESPONSES: Json = {
     "Unauthenticated": _refusal("No token, or one that is not valid, revoked or expired."),
     "Forbidden": _refusal("The token lacks the scope, or policy said no."),
     "NotFound": _refusal("There is no such thing, or it is another tenant's."),
-    "Conflict": _refusal("The idempotency key was used with another body, or the session is busy."),
-    "TooLarge": _refusal("The body is larger than 1 MiB, or the file than 4 MiB."),
+    "Conflict": _refusal(
+        "The idempotency key was used with another body, the session is busy, or the file changed meanwhile."
+    ),
+    "TooLarge": _refusal("The body is larger than 1 MiB, the bundle than 3 MiB, or the file than 4 MiB."),
     "TooMany": _refusal("A rate or quota of the tenant is used up.", retry=True),
     "Unavailable": _refusal("A part of the mesh does not answer at the moment, or the queue is full.", retry=True),
     "Failed": _refusal("Something went wrong inside; x-trace-id leads to it."),

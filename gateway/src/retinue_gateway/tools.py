@@ -50,7 +50,9 @@ class ToolServicer(edge_grpc.ToolServiceServicer):
     async def ExplainTools(self, request: edge.ExplainToolsRequest, context: Context) -> edge.ExplainToolsResponse:
         asked = policy_wire.ExplainToolsRequest(
             tenant_id=_tenant_of(request, context),
-            scope=policy_wire.ToolScope(kind=KIND, runtime=request.runtime, model=request.model),
+            scope=policy_wire.ToolScope(
+                principal=caller_of(context).principal[:256], kind=KIND, runtime=request.runtime, model=request.model
+            ),
             tool=request.tool,
         )
         answer: policy_wire.ExplainToolsResponse = await self._policy.call(self._tools.ExplainTools, asked)

@@ -9,7 +9,7 @@ from retinue_kit.client import Peer
 from retinue_kit.crashing import reach
 
 from retinue_gateway import fields
-from retinue_gateway.calls import Context, caller_of
+from retinue_gateway.calls import Context, caller_of, key_of
 from retinue_gateway.crash_points import Point
 
 
@@ -38,6 +38,7 @@ class WebhookServicer(edge_grpc.WebhookServiceServicer):
                 kind=request.kind,
                 event_types=request.event_types,
                 secret=request.secret,
+                idempotency_key=key_of(context),
             ),
         )
         reach(Point.WEBHOOK_CHANGED)

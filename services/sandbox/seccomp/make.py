@@ -28,8 +28,8 @@ CALLS = (
     "getsockname getsockopt gettid gettimeofday getuid getxattr inotify_add_watch inotify_init inotify_init1",
     "inotify_rm_watch io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit ioctl ioprio_get",
     "ioprio_set kill lchown lgetxattr link linkat listen listxattr llistxattr lremovexattr lseek lsetxattr lstat",
-    "madvise membarrier memfd_create mincore mkdir mkdirat mknod mknodat mlock mlock2 mlockall mmap mprotect",
-    "mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink mremap msgctl msgget msgrcv msgsnd",
+    "madvise membarrier mincore mkdir mkdirat mknod mknodat mlock mlock2 mlockall mmap mprotect",
+    "mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink mremap",
     "msync munlock munlockall munmap nanosleep newfstatat open openat openat2 pause pidfd_open pidfd_send_signal",
     "pipe pipe2 pkey_alloc pkey_free pkey_mprotect poll ppoll prctl pread64 preadv preadv2 prlimit64 pselect6",
     "pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv recvfrom recvmmsg recvmsg",
@@ -37,16 +37,22 @@ CALLS = (
     "rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo",
     "sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr sched_getparam",
     "sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setattr sched_setparam sched_setscheduler",
-    "sched_yield select semctl semget semop semtimedop sendfile sendmmsg sendmsg sendto set_robust_list",
+    "sched_yield select sendfile sendmmsg sendmsg sendto set_robust_list",
     "set_tid_address setfsgid setfsuid setgid setgroups setitimer setpgid setpriority setregid setresgid",
     "setresuid setreuid setrlimit setsid setsockopt setuid setxattr shmat shmctl shmdt shmget shutdown",
-    "sigaltstack signalfd signalfd4 splice stat statfs statx symlink symlinkat sync sync_file_range syncfs",
+    "sigaltstack signalfd signalfd4 splice stat statfs statx symlink symlinkat sync_file_range syncfs",
     "sysinfo tee tgkill time timer_create timer_delete timer_getoverrun timer_gettime timer_settime",
     "timerfd_create timerfd_gettime timerfd_settime times tkill truncate umask uname unlink unlinkat utime",
     "utimensat utimes vfork wait4 waitid write writev",
 )
 """What git, compilers, Python, Node and databases in a file use. Not in it, among others: mounts and namespaces, ptrace
 and reading other processes' memory, keyrings, bpf, io_uring, perf, userfaultfd, handles of files, kernel modules."""
+
+ABSENT = "clone3 memfd_create msgctl msgget msgrcv msgsnd semctl semget semop semtimedop"
+"""Answer as on a kernel that was built without them, and programs do what they do there. The flags of clone3 are in
+memory, where no filter can look: libraries then use clone. The others keep memory of the kernel that no limit of a
+process counts, and that outlasts whoever has filled it, or is seen in no list of processes. Memory to share is had by
+mmap, in /dev/shm, which has a size, and by shmget, which is counted."""
 
 FCHMODAT2 = 452
 """Newer than the libseccomp of most machines, and the same number on all kinds."""
@@ -78,8 +84,8 @@ def allowed(arch: "seccomp.Arch") -> "seccomp.SyscallFilter":
     made.add_rule(seccomp.ALLOW, FCHMODAT2)
     arg, equal, masked = seccomp.Arg, seccomp.EQ, seccomp.MASKED_EQ
     made.add_rule(seccomp.ALLOW, "clone", arg(0, masked, NAMESPACES, 0))
-    # Its flags are in memory, where no filter can look. Libraries then use clone.
-    made.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
+    for name in ABSENT.split():
+        made.add_rule(seccomp.ERRNO(errno.ENOSYS), name)
     for kind in UNIX_TYPES:
         for call in ("socket", "socketpair"):
             made.add_rule(seccomp.ALLOW, call, arg(0, equal, AF_UNIX), arg(1, masked, TYPE_MASK, kind))

@@ -35,7 +35,7 @@ STOPS_PERCENT = 12
 STEP_S = 0.01
 WHOLE = (
     "worker", "postgres crash", "gateway", "redis", "two", "router", "envoy", "flush", "runtime-adapter",
-    "postgres restart", "policy", "two", "directory", "courier", "sandbox",
+    "postgres restart", "policy", "two", "directory", "courier", "sandbox", "portability",
 )  # fmt: skip
 """What else befalls the mesh, in turn: a process, a store, or two processes at the same moment."""
 

@@ -11,7 +11,7 @@ Cursor = tuple[int, int]
 TENTATIVE = ("assistant.delta", "reasoning.delta", "tool.output")
 """Told at once and never recorded."""
 
-EARLY = ("run.started", "card")
+EARLY = ("run.started", "runtime.switched", "card")
 """Told at once and recorded by the next commit, under the same cursor; not if the attempt is lost before."""
 
 TERMINAL = ("run.succeeded", "run.failed", "run.cancelled")
@@ -97,6 +97,8 @@ class Contact(msgspec.Struct):
     thread: list[tuple[Cursor, str]] = []
     """Lines of thread.jsonl: cursor and text."""
     deleted: bool = False
+    unrecorded: list[Cursor] = []
+    """Events of the log that are shown and that the store does not have, tentative ones left out."""
 
 
 class Ledger(msgspec.Struct):

@@ -18,7 +18,7 @@ from retinue_local import paths, status
 from retinue_local.status import ProcessStatus
 from whole_mesh import Mesh, running
 
-from harness.history import Contact, Ledger, Run, parse_cursor
+from harness.history import Contact, Cursor, Ledger, Run, parse_cursor
 from harness.points import ROOT, Folder
 
 WORKERS = 3
@@ -28,8 +28,14 @@ HEAL_TIMEOUT_S = 60.0
 BRING_TRIES_MAX = 100
 """Tries, a fifth of a second apart, while Postgres is away."""
 
-SETTINGS = ("courier.webhook_private_targets=true", "courier.delivery_lease_s=3", "courier.delivery_keep_s=5")
-"""Webhooks lead to this machine, and what takes half a minute or days is seen within a seed. All else is default."""
+SETTINGS = (
+    "courier.webhook_private_targets=true",
+    "courier.delivery_lease_s=3",
+    "courier.delivery_keep_s=5",
+    "worker.memory_extract_every=4",
+)
+"""Webhooks lead to this machine, and what takes half a minute, a dozen messages or days is seen within a seed. All else
+is default."""
 
 QUERY_TIMEOUT_S = 10.0
 """For reads of the harness's own, made when all is well again."""
@@ -151,6 +157,17 @@ async def runs_of(connection: asyncpg.Connection, tenant_id: str, contact: str) 
         contact,
     )
     return [Run(*row.values()) for row in rows]
+
+
+async def recorded_of(connection: asyncpg.Connection, tenant_id: str, contact: str) -> set[Cursor]:
+    """Where the store has an event of a contact's log."""
+    rows = await connection.fetch(
+        "select e.token, e.n from router.events e join router.logs l using (tenant_id, log_id)"
+        " where e.tenant_id = $1 and l.contact = $2",
+        tenant_id,
+        contact,
+    )
+    return {(row["token"], row["n"]) for row in rows}
 
 
 @contextlib.contextmanager

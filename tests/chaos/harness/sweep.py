@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import boxes, checks, faults, operators
+from harness import boxes, checks, faults, keepers, operators
 from harness.board import Board
 from harness.clients import Client
 from harness.faults import Blow, Hand
-from harness.history import Contact, Effect, Event, History
+from harness.history import Contact, Cursor, Effect, Event, History
 from harness.operators import Receiver
 from harness.points import ROOT, declared
-from harness.stage import Stage, runs_of
+from harness.stage import Stage, recorded_of, runs_of
 from harness.watching import Watcher
 from harness.workload import WAYS, Person, Way
 
@@ -106,7 +106,7 @@ class Seed:
             await stack.enter_async_context(client.http)
             clients.append(client)
         # Tenants share names of contacts, so that a mix-up would show.
-        ways = [*WAYS, *operators.WAYS, *boxes.WAYS]
+        ways = [*WAYS, *operators.WAYS, *boxes.WAYS, *keepers.WAYS]
         self._rng.shuffle(ways)
         for number, way in enumerate(ways):
             contact = f"friend-{number // TENANTS}"
@@ -150,6 +150,7 @@ class Seed:
     async def _look(self, people: list[tuple[Person, Way]]) -> None:
         """Wait until nothing goes on, then read everything there is."""
         contacts = {(p.client.tenant, p.contact): p for p, _ in people}
+        recorded: dict[tuple[str, str], set[Cursor]] = {}
         async with self._stage.database() as database:
             await self._settle(database)
             rows = await database.fetch(
@@ -161,6 +162,7 @@ class Seed:
             ends = {(names[r["tenant_id"]], r["contact"]): (r["last_token"], r["last_n"]) for r in rows}
             for name, person in contacts.items():
                 runs = await runs_of(database, self._tenants[name[0]], name[1])
+                recorded[name] = await recorded_of(database, self._tenants[name[0]], name[1])
                 self._history.contacts.append(Contact(*name, runs=runs, deleted=person.deleted))
         for watcher in self._watchers:
             watcher.aim(ends.get((watcher.watch.tenant, watcher.watch.contact), (0, 0)))
@@ -168,6 +170,10 @@ class Seed:
         for contact in self._history.contacts:
             client = contacts[contact.tenant, contact.name].client
             contact.log = await _read_log(client, contact.name, ends.get((contact.tenant, contact.name), (0, 0)))
+            told = {event.cursor for event in checks.durable(contact.log)}
+            contact.unrecorded = sorted(told - recorded[contact.tenant, contact.name])
+            for cursor in sorted(recorded[contact.tenant, contact.name] - told):
+                self._history.errors.append(f"{contact.tenant} {contact.name}: recorded at {cursor} and not told")
             contact.messages = await _read_messages(client, contact.name)
             self._stage.read_thread(self._tenants[contact.tenant], contact)
         runs = {(a.tenant, a.key): a.run_id for a in self._history.answers if a.run_id}

@@ -298,13 +298,14 @@ def _completion(text: str, *, streamed: bool) -> tuple[str | None, str]:
 
 
 async def suffers(person: Person) -> None:
-    """Meets models that fail, show cards, think aloud, and need a second attempt."""
+    """Meets models that fail, show cards, think aloud, have no room yet, and need a second attempt."""
     await person.send(person.intent(f"#status=400 {person.mark}", ["failed"], None))
     await person.send(person.intent(f"#card {person.mark}", OVER, None))
     await person.send(
         person.intent(f"#tokens=4 #delay={MS} #reasoning={person.mark} hm", OVER, "t0 t1 t2 t3"), reasoning=True
     )
     said = person.words(3)
+    await person.send(person.script([["not_yet"], ["words", said, MS]], [said]))
     await person.ended(await person.send(person.script([["fail_once"], ["words", said, MS]], [said])))
 
 

@@ -100,6 +100,8 @@ class FakeInstances(instances_grpc.InstanceServiceServicer):
         return instances_pb.CreateInstanceResponse(instance=self.held.setdefault(request.tenant_id, made))
 
     async def DeleteInstance(self, request, context):  # type: ignore[no-untyped-def]
+        if self.trouble:
+            raise self.trouble
         if self.held.pop(request.tenant_id, None) is None:
             raise RetinueError(Reason.INSTANCE_NOT_FOUND, "No instance serves this tenant.")
         return instances_pb.DeleteInstanceResponse()

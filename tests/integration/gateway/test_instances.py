@@ -106,6 +106,18 @@ async def test_a_tenant_whose_chat_runs_elsewhere_is_told_so_and_gets_none(mesh:
     assert mesh.instances.asked == []
 
 
+async def test_who_gives_instances_back_too_often_is_told_when_to_do_so_again(mesh: Any) -> None:
+    mesh.policy.decision = OPENCLAW
+    await call(mesh, "CreateInstance")
+    mesh.instances.trouble = RetinueError(Reason.QUOTA_EXCEEDED, "Too often.", retry_after_s=400.0)
+    error = await refused(mesh, "DeleteInstance")
+    assert (error.reason, error.code, error.retry_after_s) == (
+        *("QUOTA_EXCEEDED", grpc.StatusCode.RESOURCE_EXHAUSTED),
+        400,
+    )
+    assert list(mesh.instances.held) == ["ten_a"]
+
+
 @pytest.mark.parametrize(("said", "told"), [(7.0, 7), (None, instances.ASK_AGAIN_S)])
 async def test_that_none_is_free_is_told_without_the_adapters_words(mesh: Any, said: Any, told: int) -> None:
     mesh.policy.decision = OPENCLAW

@@ -12,63 +12,34 @@ import httpx2
 import pytest
 import pytest_asyncio
 from fake_box import NO_BOX, FakeBox, FakeFiles
+from fake_rules import FakeRouter, FakeRules
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
-from retinue.policy.v1 import policy_service_pb2, policy_service_pb2_grpc, tool_service_pb2, tool_service_pb2_grpc
 from retinue_gateway.asgi import App
 from retinue_gateway.credentials import Credentials
 from retinue_gateway.listener import Listener
 from retinue_gateway.mcp import endpoint
 from retinue_gateway.mcp.boxes import Boxes, session_of
-from retinue_kit.errors import RetinueError
-from retinue_kit.server import Service
+from retinue_gateway.mcp.keeping import Keeping
+from retinue_kit.errors import Reason, RetinueError
 
 URL = "http://127.0.0.1/v1/mcp"
 HOSTS = "127.0.0.1,localhost:*"
 NAMES = {
     *("sandbox_exec", "sandbox_python", "sandbox_read_file", "sandbox_write_file", "sandbox_edit_file"),
-    *("sandbox_list", "sandbox_delete", "sandbox_stop"),
+    *("sandbox_list", "sandbox_delete", "sandbox_stop", "memory_note", "memory_search", "schedule_task"),
 }
-
-
-class FakeRules(policy_service_pb2_grpc.PolicyServiceServicer, tool_service_pb2_grpc.ToolServiceServicer):
-    """Allows all that is not named in `effects`, in a box as `decision` says."""
-
-    def __init__(self) -> None:
-        self.decision: dict[str, Any] = {"runtime": "light", "sandbox_profile": "gvisor", "egress": ["a.b:443"]}
-        self.effects: dict[str, str] = {}
-        self.trouble: RetinueError | None = None
-        self.asked: list[tool_service_pb2.AuthorizeToolRequest] = []
-
-    @property
-    def services(self) -> list[Service]:
-        adds = (
-            (policy_service_pb2_grpc.add_PolicyServiceServicer_to_server, "retinue.policy.v1.PolicyService"),
-            (tool_service_pb2_grpc.add_ToolServiceServicer_to_server, "retinue.policy.v1.ToolService"),
-        )
-        return [Service(add, self, name) for add, name in adds]
-
-    async def Decide(self, request: Any, context: Any) -> policy_service_pb2.DecideResponse:
-        assert request.kind == "mcp"
-        return policy_service_pb2.DecideResponse(decision=policy_service_pb2.Decision(**self.decision))
-
-    async def AuthorizeTool(self, request: Any, context: Any) -> tool_service_pb2.AuthorizeToolResponse:
-        self.asked.append(request)
-        if self.trouble is not None:
-            raise self.trouble
-        effect = self.effects.get(request.tool, "allow")
-        found = tool_service_pb2.ToolDecision(effect=effect, layer="agent", reason="Not on Sundays.")
-        return tool_service_pb2.AuthorizeToolResponse(decision=found)
 
 
 class World:
     """The endpoint, and what it asks."""
 
-    def __init__(self, socket: str, box: FakeBox, files: FakeFiles, rules: FakeRules) -> None:
+    def __init__(self, socket: str, box: FakeBox, files: FakeFiles, rules: FakeRules, router: FakeRouter) -> None:
         self.socket = socket
         self.box = box
         self.files = files
         self.rules = rules
+        self.router = router
 
     def http(self, tenant: str = "ten_a", principal: str = "usr_1", **headers: str) -> httpx2.AsyncClient:
         """Make a client that says what Envoy would have made of a token."""
@@ -95,19 +66,20 @@ class World:
 
 @pytest_asyncio.fixture
 async def world(serve: Any, peer: Any, run_dir: Path) -> AsyncIterator[World]:
-    box, files, rules = FakeBox(run_dir, "ten_a", "ten_b"), FakeFiles(), FakeRules()
-    credentials = Credentials(peer("directory", "unix:/nowhere"), SimpleNamespace(now=time.time))  # type: ignore[arg-type]
+    box, files, rules, router = FakeBox(run_dir, "ten_a", "ten_b"), FakeFiles(), FakeRules(), FakeRouter()
+    clock: Any = SimpleNamespace(now=time.time)
+    credentials = Credentials(peer("directory", "unix:/nowhere"), clock)
     credentials._revoked = frozenset({"jti_revoked"})
-    boxes = Boxes(
-        peer("policy", await serve(rules.services)), peer("sandbox", await serve([box.service, files.service]))
-    )
-    served = endpoint.Endpoint(boxes, credentials, HOSTS)
+    sandbox = peer("sandbox", await serve([box.service, files.service]))
+    routing = peer("router", await serve(router.services))
+    boxes = Boxes(peer("policy", await serve(rules.services)), sandbox, routing)
+    served = endpoint.Endpoint(boxes, Keeping(boxes, routing), credentials, HOSTS)
     listener = Listener(App({}, {}, {endpoint.PATH: served.serve}), f"{run_dir}/mcp.sock")
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(served.running())
         await listener.start()
         stack.push_async_callback(listener.stop)
-        yield World(f"{run_dir}/mcp.sock", box, files, rules)
+        yield World(f"{run_dir}/mcp.sock", box, files, rules, router)
 
 
 def said(result: Any) -> str:
@@ -124,6 +96,7 @@ async def test_the_official_client_finds_the_tools_and_calls_them(world: World, 
         assert [name for name, tool in tools.items() if tool.annotations.read_only_hint] == [
             "sandbox_read_file",
             "sandbox_list",
+            "memory_search",
         ]
         arguments = {name for tool in tools.values() for name in tool.input_schema["properties"]}
         assert not arguments & {"tenant", "tenant_id", "session", "session_id", "context"}
@@ -180,6 +153,65 @@ async def test_files_are_written_read_edited_listed_and_removed(world: World) ->
     assert [asked.tool for asked in world.rules.asked] == [
         *("write", "edit", "read", "read", "list", "delete", "read"),
     ]
+
+
+async def test_policy_hears_what_the_tenant_has_allowed_for_good_and_without_that_nothing_is_allowed(
+    world: World,
+) -> None:
+    world.router.allowances = [("exec", f"echo {n} *") for n in range(7)]
+    async with world.client() as client:
+        assert not (await client.call_tool("sandbox_exec", {"command": "true"})).is_error
+        told = [(one.tool, one.pattern) for one in world.rules.asked[0].allowed]
+        assert told == world.router.allowances
+        world.router.trouble = RetinueError.unavailable("router")
+        refused = await client.call_tool("sandbox_exec", {"command": "true"})
+    assert "DEPENDENCY_UNAVAILABLE" in said(refused)
+    assert len(world.box.requests) == len(world.rules.asked) == 1
+
+
+async def test_facts_and_notes_are_remembered_by_the_router_and_found_again_once_policy_allows_it(world: World) -> None:
+    async with world.client() as client:
+        made = await client.call_tool("memory_note", {"title": "A  cat", "text": " Tom. "})
+        assert (made.is_error, made.structured_content) == (False, {"facts": ["fct_0"]})
+        facts = [{"text": "Rows.", "domain": "sport", "kind": "profile", "importance": 7}, {"text": "Sings."}]
+        made = await client.call_tool("memory_note", {"facts": facts, "contact": "ada"})
+        assert (made.is_error, made.structured_content) == (False, {"facts": ["fct_0", "fct_1"]})
+        note, told = world.router.remembered
+        assert (note.tenant_id, note.contact, [fact.text for fact in note.facts]) == ("ten_a", "", ["A cat: Tom."])
+        rows = told.facts[0]
+        assert (told.contact, rows.domain, rows.kind, rows.importance) == ("ada", "sport", "profile", 7)
+        found = await client.call_tool("memory_search", {"query": "what?", "contact": "ada"})
+        assert [fact["text"] for fact in found.structured_content["facts"]] == ["Rows.", "Sings."]
+        for wrong in ({}, {"text": " "}, {"facts": [{"text": "x", "domain": "a b"}]}, {"text": "x", "contact": ".."}):
+            assert (await client.call_tool("memory_note", wrong)).is_error
+        world.rules.effects["memory_note"] = "deny"
+        assert "POLICY_DENIED" in said(await client.call_tool("memory_note", {"text": "B"}))
+        world.rules.effects.clear()
+        world.router.trouble = RetinueError(Reason.QUOTA_EXCEEDED, "No more.")
+        assert (await client.call_tool("memory_note", {"text": "B"})).is_error
+    assert len(world.router.remembered) == 2
+
+
+async def test_a_task_is_scheduled_by_the_router_for_a_contact_of_the_tenant(world: World) -> None:
+    task = {"contact": "ada", "text": "Water the plants.", "cron": "0 9 * * *", "time_zone": "Europe/Paris"}
+    async with world.client() as client:
+        made = await client.call_tool("schedule_task", task)
+        assert made.structured_content == {
+            "schedule": "sch_1",
+            "contact": "ada",
+            "next_time": "1970-01-01T00:00+00:00",
+        }
+        odd = await client.call_tool("schedule_task", task | {"contact": "a b"})
+        assert "FIELD_INVALID" in said(odd)
+        world.rules.effects = {"schedule_task": "deny"}
+        denied = await client.call_tool("schedule_task", task)
+        assert "POLICY_DENIED" in said(denied)
+    (asked,) = world.router.schedules
+    assert (asked.tenant_id, asked.principal, asked.kind) == ("ten_a", "usr_1", "reminder")
+    assert (asked.contact, asked.cron, asked.time_zone) == (task["contact"], task["cron"], task["time_zone"])
+    assert dict(asked.input) == {"text": task["text"]}
+    known = {name: world.rules.asked[0].arguments[name] for name in ("text", "cron", "time_zone")}
+    assert known == {name: task[name] for name in known}
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ async def test_tools_are_explained_for_the_callers_tenant_and_without_what_is_th
     (asked,) = served.policy.asked
     assert (asked.tenant_id, asked.tool) == ("ten_a", "exec")
     assert (asked.scope.kind, asked.scope.runtime, asked.scope.model) == ("chat", "light", "openai/x")
-    assert (asked.scope.agent_id, asked.scope.principal) == ("", "")
+    assert (asked.scope.agent_id, asked.scope.principal) == ("", "usr_1")
     (tool,) = answer.tools
     assert (tool.tool, tool.effect, tool.layer, tool.rule, tool.reason) == (
         *("exec", "deny", "agent", "agent.a.deny: exec"),

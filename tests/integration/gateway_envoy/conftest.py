@@ -26,9 +26,14 @@ from retinue.edge.v1 import approval_pb2, contact_pb2, edge_service_pb2, edge_se
 from retinue.edge.v1.file_service_pb2_grpc import add_FileServiceServicer_to_server
 from retinue.edge.v1.instance_service_pb2_grpc import add_InstanceServiceServicer_to_server
 from retinue_gateway import envoy_config, envoy_filters, files
+from retinue_gateway.asgi import App
 from retinue_gateway.config import UPLOAD_CONTENT_TYPES
+from retinue_gateway.credentials import Credentials
+from retinue_gateway.downloads import PREFIX, Downloads, Reader
 from retinue_gateway.instances import InstanceServicer
+from retinue_gateway.listener import Listener
 from retinue_kit.client import Peer
+from retinue_kit.clock import SystemClock
 from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.server import Server, Service
 
@@ -92,6 +97,7 @@ class Asgi:
         self.has_keys = True
         self.body_sizes = []
         self.head = ""
+        self.files_socket = ""
 
     async def __call__(self, reader, writer):
         try:
@@ -109,6 +115,8 @@ class Asgi:
             writer.write(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n")
             writer.write(await reader.read(100))
             return
+        if lines[0].startswith("GET /v1/files/"):
+            await self._pass_on(head, writer)
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         status = "200 OK"
         if lines[0].startswith("GET /.well-known/jwks.json") and not self.has_keys:
@@ -120,6 +128,16 @@ class Asgi:
             self.body_sizes.append(len(body))
             answer = json.dumps({"line": lines[0], "headers": headers})
         writer.write(f"HTTP/1.1 {status}\r\ncontent-length: {len(answer)}\r\n\r\n{answer}".encode())
+
+    async def _pass_on(self, head, writer):
+        """Have the gateway's own listener answer, and end this connection as it ends that one."""
+        reader, inner = await asyncio.open_unix_connection(self.files_socket)
+        inner.write(head.replace("\r\n", "\r\nconnection: close\r\n", 1).encode())
+        while piece := await reader.read(65536):
+            writer.write(piece)
+            await writer.drain()
+        inner.close()
+        raise ConnectionError
 
 
 class Mesh:
@@ -139,7 +157,13 @@ class Mesh:
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self.nobody = Peer("nobody", f"unix:{folder}/nobody.sock")
         self.sandbox = Peer("sandbox", f"unix:{folder}/sandbox.sock")
+        self.reader = Reader(self.sandbox)
         self.server = self._new_server()
+        credentials = Credentials(self.nobody, SystemClock())
+        credentials._revoked = frozenset()
+        downloads = Downloads(self.reader, credentials)
+        self.asgi.files_socket = f"{folder}/files.sock"
+        self.listener = Listener(App({}, {}, {PREFIX: downloads.serve}), self.asgi.files_socket)
         self._envoy = None
 
     def _new_server(self):
@@ -152,7 +176,7 @@ class Mesh:
         )
         kept = Service(
             add_FileServiceServicer_to_server,
-            files.FileServicer(self.sandbox, UPLOAD_CONTENT_TYPES),
+            files.FileServicer(self.sandbox, UPLOAD_CONTENT_TYPES, self.reader),
             "retinue.edge.v1.FileService",
             files.REQUEST_SIZE_MAX_BYTES,
         )
@@ -164,6 +188,7 @@ class Mesh:
 
     async def start(self):
         await self.server.start()
+        await self.listener.start()
         self._http = await asyncio.start_unix_server(self.asgi, self.folder / "asgi.sock", limit=2**21)
         sockets = envoy_config.Sockets(*(self.folder / name for name in ("gateway.sock", "asgi.sock", "admin.sock")))
         listen = envoy_config.Listen("127.0.0.1", self.port)
@@ -181,6 +206,7 @@ class Mesh:
             self._envoy.terminate()
             await asyncio.to_thread(self._envoy.wait, 10)
         self._http.close()
+        await self.listener.stop()
         await self.server.drain(0)
         await self.nobody.close()
         await self.sandbox.close()

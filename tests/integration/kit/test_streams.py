@@ -93,6 +93,45 @@ async def test_an_opener_trims_what_is_below_the_token_to_keep(bus: Bus) -> None
     assert len(await cursors(bus)) == 6, "only an opener trims"
 
 
+async def test_a_stream_that_lacks_what_its_holder_has_told_is_gone_for_it(bus: Bus) -> None:
+    await bus.append(KEY, [mark(5), delta(5, 1), delta(5, 2)], opening=Opening.CLAIM)
+    assert await bus.append(KEY, [delta(5, 3)], told=Cursor(5, 2)) is Appended.OK
+    await bus.delete(KEY)
+    await bus.append(KEY, [mark(4), delta(4, 1)], opening=Opening.CLAIM)  # by one who does not know that it is over
+    assert await bus.append(KEY, [delta(5, 4)], told=Cursor(5, 3)) is Appended.GONE
+    again = [delta(5, 2), delta(5, 4)]
+    assert await bus.append(KEY, again, opening=Opening.CLAIM, told=Cursor(5, 3)) is Appended.OK
+    assert await bus.append(KEY, [delta(5, 6)], told=Cursor(5, 5)) is Appended.GONE, "its own end is missing"
+    assert await cursors(bus) == ["4-0", "4-1", "5-2", "5-4"]
+
+
+async def test_a_removal_spares_what_a_later_token_told_and_keeps_out_what_comes_too_late(bus: Bus) -> None:
+    await bus.append(KEY, [mark(4), delta(4, 1)], opening=Opening.CLAIM)
+    await bus.append(KEY, [mark(6), delta(6, 1)], opening=Opening.CLAIM)
+    await bus.delete(KEY, through=5)
+    assert await cursors(bus) == ["6-0", "6-1"]
+    assert await bus.append(KEY, [delta(6, 2)], told=Cursor(6, 1)) is Appended.OK
+    for _ in range(2):  # repeated, nothing changes
+        await bus.delete(KEY, through=6)
+        assert await cursors(bus) == []
+    for late in (delta(5, 9), delta(6, 3)):
+        await bus.append(KEY, [late], opening=Opening.CLAIM)
+    assert await bus.append(KEY, [mark(7)], opening=Opening.CLAIM) is Appended.OK
+    assert await cursors(bus) == ["7-0"]
+
+
+async def test_a_stream_is_removed_only_if_nothing_was_told_since_it_was_looked_at(bus: Bus) -> None:
+    assert await bus.top(KEY) is None
+    await bus.append(KEY, [mark(4), delta(4, 1)], opening=Opening.CLAIM)
+    top = await bus.top(KEY)
+    assert top == Cursor(4, 1)
+    await bus.append(KEY, [delta(4, 2)])
+    await bus.delete(KEY, top=top)
+    assert await cursors(bus) == ["4-0", "4-1", "4-2"]
+    await bus.delete(KEY, top=Cursor(4, 2))
+    assert await bus.top(KEY) is None
+
+
 async def test_every_append_prolongs_the_streams_life(bus: Bus, client: Redis) -> None:
     await bus.append(KEY, [mark(1)], opening=Opening.CLAIM)
     await client.expire(KEY, 5)

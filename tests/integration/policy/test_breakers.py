@@ -10,11 +10,14 @@ from retinue_kit import streams
 from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.server import Service
 from retinue_policy.domain.breaker import FAILURES_MAX, FAILURES_OF_ALL_MAX, Breaker
-from retinue_policy.domain.rules import Defaults, Tenant
+from retinue_policy.domain.preferences import RuntimeRules
+from retinue_policy.domain.snapshot import Defaults, Tenant
 from retinue_policy.domain.tools.ruleset import Offer
 from retinue_policy.operations.breakers import LAST_KNOWN_S, Breakers, Key
-from retinue_policy.operations.decisions import Policy
+from retinue_policy.operations.decisions import Deployment, Policy
 from retinue_policy.operations.presence import Presence
+from retinue_policy.operations.replay import Replaying
+from retinue_policy.runtimes_toml import parse
 from retinue_policy.service import PolicyServicer
 from retinue_policy.store import INDEX, BreakerStore
 from retinue_policy.store import redis_key as name_of
@@ -40,6 +43,12 @@ class Tenants:
 
     async def tenant(self, tenant_id):
         return Tenant()
+
+
+class NoPreferences:
+    """An operator who prefers nothing."""
+
+    rules = RuntimeRules()
 
 
 def nothing(*_):
@@ -106,9 +115,13 @@ def member(serve, peer, client, clock):
         runtimes_on = ("light", *runtimes)
         breakers = Breakers(BreakerStore(client), clock, runtimes_on)
         presence = Presence(None, clock, runtimes_on)
-        policy = Policy(Tenants(), breakers, presence, runtimes_on, 900.0, Defaults(), frozenset(), nothing)
+        deployment = Deployment(runtimes_on, frozenset(), 900.0, Defaults())
+        policy = Policy(Tenants(), breakers, presence, NoPreferences(), deployment, nothing)
         add = policy_service_pb2_grpc.add_PolicyServiceServicer_to_server
-        return Member(breakers, peer("policy", await serve([Service(add, PolicyServicer(policy, breakers), POLICY)])))
+        return Member(
+            breakers,
+            peer("policy", await serve([Service(add, PolicyServicer(policy, breakers, Replaying(parse)), POLICY)])),
+        )
 
     return start
 

@@ -7,6 +7,7 @@ from google.protobuf import struct_pb2
 from retinue.directory.v1 import directory_service_pb2, directory_service_pb2_grpc
 from retinue.policy.v1 import policy_service_pb2, policy_service_pb2_grpc, tool_service_pb2_grpc
 from retinue.policy.v1 import tool_service_pb2 as pb
+from retinue_kit import tenancy
 from retinue_kit.config import SettingError
 from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.server import Service
@@ -165,6 +166,21 @@ async def test_a_plans_wall_and_hosts_reach_the_worker_and_a_kind_without_tools_
     assert list((await eventually(walled)).egress) == ["api.example.com:443"]
     decision = await policy.decide(kind="title", run_id="run_b")
     assert (list(decision.tools), decision.sandbox_profile, list(decision.egress)) == ([], "", [])
+
+
+async def test_a_run_is_offered_what_whoever_asked_for_it_may_call(policy, folder, eventually):
+    (folder / "tools.toml").write_text(TOML + '[group.guests]\nprincipals = ["guest_*"]\ndeny = ["exec"]\n')
+
+    async def offered(principal):
+        tenancy.enter(tenancy.Identity("ten_a", principal))
+        return "exec" in (await policy.decide()).tools
+
+    async def denied():
+        return not await offered("guest_1")
+
+    assert await eventually(denied)
+    assert await offered("usr_1")
+    assert await offered("")
 
 
 async def test_with_rules_that_cannot_be_followed_it_does_not_start(assembled, settings, folder):

@@ -27,7 +27,13 @@ from retinue.router.v1 import (
     approval_pb2,
     contact_service_pb2,
     contact_service_pb2_grpc,
+    context_service_pb2,
+    context_service_pb2_grpc,
+    decision_service_pb2,
+    decision_service_pb2_grpc,
     load_pb2,
+    memory_service_pb2,
+    memory_service_pb2_grpc,
     router_service_pb2_grpc,
     schedule_service_pb2,
     schedule_service_pb2_grpc,
@@ -178,12 +184,16 @@ class Router:
             contact_service_pb2_grpc.ContactServiceStub(peer.channel),
             schedule_service_pb2_grpc.ScheduleServiceStub(peer.channel),
             allowance_service_pb2_grpc.AllowanceServiceStub(peer.channel),
+            context_service_pb2_grpc.ContextServiceStub(peer.channel),
+            decision_service_pb2_grpc.DecisionServiceStub(peer.channel),
+            memory_service_pb2_grpc.MemoryServiceStub(peer.channel),
         ]
 
     def _method(self, name: str, fields: dict[str, Any]) -> tuple[Any, Any]:
         method = next(getattr(stub, name) for stub in self._stubs if hasattr(stub, name))
         modules = (
             wire, contact_service_pb2, approval_pb2, load_pb2, schedule_service_pb2, allowance_service_pb2,
+            context_service_pb2, decision_service_pb2, memory_service_pb2,
         )  # fmt: skip
         module = next(m for m in modules if hasattr(m, f"{name}Request"))
         request = json_format.ParseDict(fields, getattr(module, f"{name}Request")())
@@ -199,6 +209,10 @@ class Router:
         """Accept a run; answers the Run."""
         defaults = {"kind": "chat", "on_busy": "enqueue", "principal": "usr_1"}
         return (await self.call("SubmitRun", text=text, contact=contact, **{**defaults, **fields})).run
+
+    def stream(self, name: str, **fields: Any) -> AsyncIterator[Any]:
+        """Make a call that answers more than once."""
+        return self.peer.stream(*self._method(name, fields), timeout_s=30)
 
     def watch(self, **fields: Any) -> AsyncIterator[Any]:
         """Watch a log."""

@@ -109,7 +109,7 @@ async def record(core, held, n, type_, call_id):
     )  # fmt: skip
 
 
-async def test_a_run_is_bound_to_its_runtime_from_the_start_of_a_tool_call_to_its_end(core):
+async def test_a_run_is_bound_to_its_runtime_from_the_start_of_a_tool_call_to_the_run_s_end(core):
     async def bound():
         return await core.pool.fetchval("select tool_runtime_1($1, $2)", core.tenant, run)
 
@@ -125,6 +125,10 @@ async def test_a_run_is_bound_to_its_runtime_from_the_start_of_a_tool_call_to_it
     assert await bound() is None
     core.tenant = "ten_a"
     await record(core, held, 14, "tool.finished", "c2")
+    assert await bound() == "openclaw"  # another would begin the run anew, and make both calls again
+    await core.finish(held, "succeeded", events=[])
+    assert (await core.submit("and now?"))["run_id"] != run
+    run = (await core.claim())["run_id"]
     assert await bound() is None
 
 

@@ -29,6 +29,24 @@ async def test_a_parked_run_holds_no_lease_and_goes_on_once_it_is_decided(core):
     ]
 
 
+async def test_whoever_is_asked_hears_what_always_would_allow(router, core):
+    for contact, pattern in (("anna", "git status *"), ("bert", "")):
+        await core.submit(contact=contact)
+        held = await core.claim(f"log_{contact}")
+        parked = await core.park(held, f"apr_{contact}", log=f"log_{contact}", pattern=pattern)
+        (event,) = events_of(parked)
+        assert (event["type"], event["data"].get("pattern")) == ("approval.requested", pattern or None)
+        assert {"approval_id", "call_id", "tool", "summary", "expire_time"} <= event["data"].keys()
+    first = await router.call("ListApprovals", state="pending", page_size=1)
+    rest = await router.call("ListApprovals", state="pending", page_token=first.next_page_token)
+    assert [(a.approval_id, a.pattern) for a in (*first.approvals, *rest.approvals)] == [
+        ("apr_bert", ""), ("apr_anna", "git status *"),
+    ]  # fmt: skip
+    assert rest.next_page_token == ""
+    decided = await router.call("DecideApproval", approval_id="apr_anna", decision="allow_once", principal="me")
+    assert decided.approval.pattern == "git status *"
+
+
 async def test_an_approval_is_decided_once(core):
     await core.submit()
     await core.park(await core.claim())

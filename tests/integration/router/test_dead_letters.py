@@ -6,10 +6,12 @@ import json
 import pytest
 from retinue.router.v1 import dead_letter_service_pb2 as wire
 from retinue.router.v1 import dead_letter_service_pb2_grpc
+from retinue_kit import postgres
 from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.ids import new_id
 from retinue_kit.streams import START
 from retinue_router.store.contacts import ContactStore
+from retinue_router.store.dead_letters import COUNTED_MAX, DeadLetterStore
 
 
 @pytest.fixture
@@ -181,3 +183,16 @@ async def test_open_ones_are_counted_over_all_tenants_by_a_role_that_reads_no_te
     await letters("DropDeadLetter", run_id=dropped, tenant_id="ten_b")
     counts = (await letters("CountDeadLetters")).counts
     assert [(count.tenant_id, count.open_count) for count in counts] == [("ten_a", 2), ("ten_b", 1)]
+
+
+async def test_bounded_no_more_of_a_tenant_is_counted_than_a_number(core, database):
+    for n in range(3):
+        await set_aside(core, f"c{n}")
+    core.tenant = "ten_b"
+    await set_aside(core)
+    sweep = await postgres.connect(database.dsn("retinue_sweep"), max_size=1)
+    store = DeadLetterStore(core.pool, sweep)
+    for most, expected in ((2, [("ten_a", 2), ("ten_b", 1)]), (COUNTED_MAX, [("ten_a", 3), ("ten_b", 1)])):
+        assert [tuple(row) for row in await store.count(9, most)] == expected
+    assert [tuple(row) for row in await store.count(1)] == [("ten_a", 3)]
+    await sweep.close()

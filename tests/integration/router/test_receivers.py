@@ -11,7 +11,7 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from posting import TENANT, FakeNames
+from posting import TENANT, FakeNames, asked
 from receiving import Receiver
 from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.sealing import Sealer
@@ -145,9 +145,9 @@ async def test_a_private_name_is_refused_when_a_webhook_is_made(post):
         strict = Webhooks(WebhookStore(post.core.pool), post.sealer, FakeNames({"example.com": found}), private=False)
         if message:
             with pytest.raises(RetinueError, match=message):
-                await strict.create(TENANT, "https://example.com/", "", [], "")
+                await strict.create(asked("https://example.com/"))
         else:
-            await strict.create(TENANT, "https://example.com/", "", [], "")
+            await strict.create(asked("https://example.com/"))
 
 
 async def test_a_seventeenth_webhook_is_refused(post):
@@ -179,9 +179,9 @@ async def test_secrets_are_sealed_and_a_lost_key_is_told(post, receiver, tmp_pat
 async def test_without_a_key_no_webhook_with_a_secret_is_made(post, receiver):
     keyless = Webhooks(WebhookStore(post.core.pool), None, FakeNames({}), private=True)
     with pytest.raises(RetinueError, match="no sealing key") as caught:
-        await keyless.create(TENANT, receiver.url(), "standard", [], "")
+        await keyless.create(asked(receiver.url()))
     assert caught.value.reason is Reason.CAPABILITY_MISSING
-    assert (await keyless.create(TENANT, receiver.url(), "feishu", [], ""))[1] == ""
+    assert (await keyless.create(asked(receiver.url(), "feishu")))[1] == ""
 
 
 async def test_a_feishu_bot_gets_a_signed_card(post, receiver):

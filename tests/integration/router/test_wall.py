@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 from datetime import UTC, datetime
@@ -12,8 +13,14 @@ from retinue_router import store
 from retinue_router.worker import projection
 
 CONDITION = re.compile(r"\b(?:\w+\.)?tenant_id = \$1\b")
-SOME = {"text": "", "int8": 0, "int4": 0}
+SOME = {"text": "", "int8": 0, "int4": 0, "float8": 0.0, "int4[]": [], "text[]": []}
 """A value for each type of parameter."""
+
+
+FACT = {
+    "fact_id": "fct_1", "domain": "home", "kind": "note", "importance": 5, "text": "hers", "digest": "01", "grams": [1],
+    "model": "m", "vector": "[1,0]",
+}  # fmt: skip
 
 
 def statements():
@@ -54,6 +61,9 @@ async def test_no_cross_tenant_a_query_that_forgets_its_condition_sees_nothing_f
     await core.park(await core.claim(), pattern="ls *")
     await core.decide("allow_always")
     await make_schedule(core)
+    await core.call("remember_1", "anna", "", json.dumps([FACT]), 100)
+    await core.submit(contact="bob")
+    await core.call("delete_contact_1", "bob", "log_bob")
     found = statements()
     assert len(found) >= 12
     for name, statement in found.items():
@@ -83,7 +93,9 @@ async def test_no_cross_tenant_without_a_tenant_nothing_is_seen(core):
         "schedules",
         "deleted_schedules",
         "webhooks",
+        "deleted_webhooks",
         "deliveries",
+        "facts",
     ):
         assert await core.pool.fetch(f"select from {table}") == []
 
@@ -128,16 +140,18 @@ async def test_no_cross_tenant_a_schedule_is_fired_by_nobody_but_its_tenant(core
     assert len(await core.seen("select from router.schedules")) == 2
 
 
-async def test_the_sweeper_sees_ids_and_numbers_of_all_tenants_and_nothing_else(core, database):
+async def test_the_sweeper_sees_ids_numbers_and_decisions_of_all_tenants_and_nothing_else(core, database):
     await core.submit()
     pool = await postgres.connect(database.dsn("retinue_sweep"), max_size=1)
     await make_schedule(core)
     assert len(await pool.fetch("select tenant_id, log_id, due_time, last_token, last_n from logs")) == 1
     assert len(await pool.fetch("select tenant_id, schedule_id, next_time from schedules")) == 1
+    assert len(await pool.fetch("select tenant_id, run_id, create_time, decision from runs")) == 1
     for refused in (
         "select contact from logs",
         "select session_id from logs",
-        "select run_id from runs",
+        "select input from runs",
+        "select output from runs",
         "update logs set due_time = null",
         "select contact from schedules",
         "select input from schedules",

@@ -67,11 +67,11 @@ async def light(offline_model: Any) -> AsyncIterator[Any]:
 
 @pytest_asyncio.fixture
 async def runtime(offline_model: Any) -> AsyncIterator[Any]:
-    """Answer a maker of light runtimes with tools: `runtime(tool, rules=…, hooks=…)`; the model is the offline one."""
+    """Answer a maker of light runtimes with tools: `runtime(tool, rules=…)`; the model is the offline one."""
     made: list[Runtime] = []
 
-    def make(*tools: CountingTool, rules: Rules | None = None, hooks: tuple[Any, ...] = ()) -> Runtime:
-        made.append(Runtime(offline_model.base_url, tools, rules or Rules(), hooks))
+    def make(*tools: CountingTool, rules: Rules | None = None) -> Runtime:
+        made.append(Runtime(offline_model.base_url, tools, rules or Rules()))
         return made[-1]
 
     yield make

@@ -244,7 +244,7 @@ async def test_a_conversation_that_cannot_fit_is_not_sent(light: Any, tmp_path: 
     provider = {"base_url": offline_model.base_url, "window_tokens": 100}
     models = [{"name": "tiny", "provider": "p", "model": "tiny"}]
     file.write_text(json.dumps({"providers": {"p": provider}, "models": models}))
-    runtime = light(models_file=str(file), model_base_url="")
+    runtime = light(models_file=str(file), model_base_url="", window_min_tokens=0)
     count = offline_model.stats()["requests"]
     assert reason(await runtime.failure("x" * 1000)) is Reason.MODEL_CONTEXT_OVERFLOW
     assert offline_model.stats()["requests"] == count

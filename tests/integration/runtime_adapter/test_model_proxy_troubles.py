@@ -87,7 +87,7 @@ async def test_what_is_surely_too_long_is_not_sent(make: Make, offline_model: An
     provider = {"base_url": offline_model.base_url, "window_tokens": 50}
     entry = {"name": "m", "provider": "p", "model": "x"}
     path.write_text(json.dumps({"providers": {"p": provider}, "models": [entry]}))
-    proxy = await make("", models_file=str(path))
+    proxy = await make("", models_file=str(path), window_min_tokens=0)
     key = ids.new_id("key")
     with proxy.run() as meter:
         answered = await proxy.ask(f"#tokens=1 {key} {'word ' * 50}")

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fake_authority import FakeAuthority
 from fake_box import FakeBox
 from retinue_kit.errors import Reason, RetinueError
 from retinue_runtime_adapter.openclaw import bridge as bridges
+from retinue_runtime_adapter.openclaw import permits
 from retinue_runtime_adapter.openclaw.bridge import Bridge
 from retinue_runtime_adapter.openclaw.permits import CALLS_MAX, RunIdentity
 from retinue_runtime_adapter.openclaw.tool_policy import PLUGIN_DIR
@@ -135,6 +137,28 @@ async def test_what_policy_does_not_allow_is_refused_and_comes_to_nothing(
     assert told in lines[0]["message"]
     assert (await world.exec("true", kind="script"))[0] == 403
     assert not world.box.requests
+
+
+async def test_one_effect_what_may_change_something_begins_only_once_that_is_recorded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    may_begin = asyncio.Event()
+
+    async def record(call: Call) -> None:
+        asked.append(call.tool)
+        await may_begin.wait()
+
+    monkeypatch.setattr(permits, "RECORD_TIMEOUT_S", 0.05)
+    world.runs["ins_1", "a", KEY] = replace(identity(), record=record)
+    note = {"agentId": "a", "sessionKey": KEY, "callId": "c1", "arguments": {"text": "hey"}}
+    assert (await world.begin("read"))[0] == 200
+    for status, lines in (await world.begin("write"), await world.post("/v1/tools/memory_note", note)):
+        assert (status, lines[0]["reason"]) == (503, "DEPENDENCY_UNAVAILABLE")
+    assert (await world.exec("true"))[0] == 403, "no call of exec is open"
+    assert asked == ["write", "memory_note"]
+    may_begin.set()
+    assert (await world.begin("exec"))[0] == (await world.post("/v1/tools/memory_note", note))[0] == 200
 
 
 async def test_without_an_answer_from_policy_no_call_is_made(world: World) -> None:

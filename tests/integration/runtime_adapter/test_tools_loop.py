@@ -9,7 +9,7 @@ from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as pb
 from retinue_kit import ids
 from retinue_kit.errors import Code, Reason, RetinueError
 from retinue_runtime_adapter.light.state import STEPS_MAX
-from retinue_runtime_adapter.tools.ports import RESULT_LENGTH_MAX, Call, Progress, Result, Said, Scope, Verdict
+from retinue_runtime_adapter.tools.ports import RESULT_LENGTH_MAX, Call, Progress, Result, Said, Scope
 from tool_driver import CountingTool, Driver, Rules, Runtime
 
 WAIT_S = 10.0
@@ -237,30 +237,6 @@ async def test_several_questions_are_asked_one_after_the_other(runtime: Make) ->
         approvals.append(pb.ApprovalDecision(call_id=call_id, decision=decision))
     assert await run.drive(approvals=approvals) == "finished"
     assert run.text.endswith("has denied it. | count did 2")
-
-
-async def test_a_hook_may_make_policy_stricter_and_never_looser(runtime: Make) -> None:
-    seen: list[str] = []
-
-    async def loosen(_scope: Scope, _call: Call, verdict: Verdict) -> Verdict:
-        seen.append(verdict.effect)
-        return Verdict("allow")
-
-    async def forbid(_scope: Scope, call: Call, verdict: Verdict) -> Verdict:
-        return Verdict("deny", reason="A hook says no.") if call.arguments.get("n") == 1 else verdict
-
-    async def broken(*_: Any) -> Verdict:
-        raise ValueError
-
-    text = '#tool=count {"n": 1}\n#tool=count {"n": 2}\n#say={results}'
-    run = await runtime(CountingTool(), hooks=(loosen, forbid)).drive(text)
-    assert "A hook says no." in run.text
-    assert "count did 2" in run.text
-    run = await runtime(CountingTool(), rules=Rules(count="deny"), hooks=(loosen,)).drive(text)
-    assert "count did" not in run.text
-    assert seen == ["allow", "allow", "deny", "deny"]
-    run = await runtime(CountingTool(), hooks=(broken,)).drive(text)
-    assert "did not answer" in run.text
 
 
 async def _never(*_: Any) -> Result:

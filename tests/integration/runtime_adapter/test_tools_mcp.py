@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import uvicorn
+from mcp import MCPError
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import ToolAnnotations
@@ -56,6 +57,11 @@ def desk() -> MCPServer:
     def fail() -> str:
         """Fail."""
         raise ToolError("the desk is closed")
+
+    @server.tool()
+    def refuse(code: int) -> str:
+        """Answer with an error of the protocol's own."""
+        raise MCPError(code, "no such desk")
 
     @server.tool()
     async def wait() -> str:
@@ -108,7 +114,9 @@ def servers(url: str, clock: Clock | None = None, **fields: Any) -> McpServers:
 async def test_a_servers_tools_are_offered_under_our_names_and_called(url: str) -> None:
     made = Catalogue((), servers(url))
     offered = {tool.name: tool for tool in await made.offered(SCOPE, ["read", "mcp__*"])}
-    assert sorted(offered) == ["mcp__desk__" + name for name in ("add", "fail", "odd_name__", "shout", "wait")]
+    assert sorted(offered) == [
+        "mcp__desk__" + name for name in ("add", "fail", "odd_name__", "refuse", "shout", "wait")
+    ]
     add = offered["mcp__desk__add"]
     assert (add.description, add.parallel, add.idempotent) == ("Add two numbers.", True, True)
     assert not offered["mcp__desk__shout"].idempotent
@@ -122,7 +130,7 @@ async def test_a_servers_tools_are_offered_under_our_names_and_called(url: str) 
 
 @pytest.mark.parametrize(
     ("names", "found"),
-    [(["mcp__desk__add"], 1), (["mcp__desk__*"], 5), (["group:mcp"], 5), (["mcp__other__*"], 0), (["exec"], 0)],
+    [(["mcp__desk__add"], 1), (["mcp__desk__*"], 6), (["group:mcp"], 6), (["mcp__other__*"], 0), (["exec"], 0)],
 )
 async def test_only_what_policy_names_is_offered(url: str, names: list[str], found: int) -> None:
     assert len(await Catalogue((), servers(url)).offered(SCOPE, names)) == found
@@ -135,7 +143,7 @@ async def test_no_cross_tenant_a_server_is_there_for_its_tenants_alone(url: str)
     add = await made.find("ten_a", "mcp__desk__add")
     assert add is not None
     assert not (await add.call(OTHER, Call("c", add.name, {"a": 1, "b": 1}), lambda _: None)).ok
-    assert len(await servers(url, tenants="*").of("ten_b")) == 5
+    assert len(await servers(url, tenants="*").of("ten_b")) == 6
 
 
 async def test_results_are_bounded_and_failures_told_as_such(url: str) -> None:
@@ -149,15 +157,60 @@ async def test_results_are_bounded_and_failures_told_as_such(url: str) -> None:
         assert len(result.text) <= RESULT_LENGTH_MAX
 
 
-async def test_a_call_ends_with_its_servers_time_or_when_it_is_cancelled(url: str) -> None:
-    made = servers(url, timeout_s=0.5)
-    tool = await made.find("ten_a", "mcp__desk__wait")
+async def test_an_error_that_a_server_answers_with_is_told_to_the_model(url: str) -> None:
+    tool = await servers(url).find("ten_a", "mcp__desk__refuse")
     assert tool is not None
-    with pytest.raises(RetinueError) as late:
-        await tool.call(SCOPE, Call("c", tool.name, {}), lambda _: None)
-    assert late.value.reason is Reason.RUN_TIMEOUT
+    for code in (-32602, -32603, 7):
+        result = await tool.call(SCOPE, Call("c", tool.name, {"code": code}), lambda _: None)
+        assert (result.ok, result.text) == (False, f"The server desk refused the call: no such desk (code {code}).")
+
+
+ERROR = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32602,"message":"not so"}}'
+
+
+async def test_only_what_a_server_has_said_itself_is_its_word() -> None:
+    inner = desk().streamable_http_app(stateless_http=True, json_response=True)
+    answer = (0, b"", b"")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        first = [await receive()] if scope["type"] == "http" else []
+        if first and b"tools/call" in first[0].get("body", b""):
+            status, kind, body = answer
+            await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
+            await send({"type": "http.response.body", "body": body})
+            return
+
+        async def again() -> Any:
+            return first.pop() if first else await receive()
+
+        await inner(scope, again, send)
+
+    async with served(app) as port:
+        tool = await servers(f"http://127.0.0.1:{port}/mcp").find("ten_a", "mcp__desk__add")
+        assert tool is not None
+        call = Call("c", tool.name, {"a": 1, "b": 1})
+        answer = (400, b"application/json", ERROR)
+        result = await tool.call(SCOPE, call, lambda _: None)
+        assert (result.ok, "not so" in result.text) == (False, True)
+        for status, kind, body in (
+            (403, b"application/json", ERROR),
+            (503, b"application/json", ERROR),
+            (404, b"text/plain", b"gone"),
+            (200, b"text/html", b"<p>Sign in</p>"),
+            (200, b"application/json", b"{"),
+        ):
+            answer = (status, kind, body)
+            with pytest.raises(RetinueError) as away:
+                await tool.call(SCOPE, call, lambda _: None)
+            assert away.value.reason is Reason.DEPENDENCY_UNAVAILABLE
+
+
+async def test_a_call_ends_with_its_servers_time_or_when_it_is_cancelled(url: str) -> None:
     tool = await servers(url).find("ten_a", "mcp__desk__wait")
     assert tool is not None
+    with pytest.raises(RetinueError) as late:
+        await servers(url, timeout_s=0.5).call(SCOPE, tool, Call("c", tool.name, {}))
+    assert late.value.reason is Reason.RUN_TIMEOUT
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
             await tool.call(SCOPE, Call("c", tool.name, {}), lambda _: None)
@@ -171,7 +224,7 @@ async def test_a_server_that_is_away_leaves_its_tools_out_until_it_is_back(url: 
     assert await made.of("ten_a") == []
     clock.time += AWAY_TTL_S
     found = await made.of("ten_a")
-    assert len(found) == 5
+    assert len(found) == 6
     made._servers = servers("http://127.0.0.1:9/mcp")._servers
     assert await made.of("ten_a") == found
     with pytest.raises(RetinueError) as away:

@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from retinue.policy.v1 import tool_service_pb2, tool_service_pb2_grpc
-from retinue.router.v1 import schedule_service_pb2, schedule_service_pb2_grpc
+from retinue.router.v1 import (
+    memory_service_pb2,
+    memory_service_pb2_grpc,
+    schedule_service_pb2,
+    schedule_service_pb2_grpc,
+)
+from retinue.router.v1.memory_service_pb2 import (
+    Fact,
+    FoundFact,
+    RememberFactsResponse,
+    SearchFactsResponse,
+)
 from retinue.sandbox.v1 import (
     execution_pb2,
     file_service_pb2,
@@ -22,7 +33,6 @@ from retinue_kit.server import Service
 from retinue_runtime_adapter.config import Settings
 from retinue_runtime_adapter.tools import assembly, metrics
 from retinue_runtime_adapter.tools.assembly import Tools
-from retinue_runtime_adapter.tools.builtin_notes import NOTES_SIZE_MAX_BYTES
 from retinue_runtime_adapter.tools.ports import Call, Result, Said, Scope
 
 SCOPE = Scope(
@@ -84,7 +94,6 @@ class Files(file_service_pb2_grpc.FileServiceServicer):
     def __init__(self) -> None:
         self.held: dict[tuple[str, str], bytes] = {}
         self.requests: list[Any] = []
-        self.races = 0
 
     def _find(self, request: Any) -> bytes:
         try:
@@ -105,9 +114,6 @@ class Files(file_service_pb2_grpc.FileServiceServicer):
     async def WriteFile(self, request: Any, context: Any) -> file_service_pb2.WriteFileResponse:
         self.requests.append(request)
         key = (request.root or "files", request.path)
-        if self.races:
-            self.races -= 1
-            self.held[key] = self.held.get(key, b"") + b"another's\n"
         held = self.held.get(key)
         found = hashlib.sha256(held).hexdigest() if held is not None else "absent"
         if request.expected_digest not in ("", found):
@@ -150,6 +156,22 @@ class Policy(tool_service_pb2_grpc.ToolServiceServicer):
         return tool_service_pb2.AuthorizeToolResponse(decision=self.decision)
 
 
+class Memory(memory_service_pb2_grpc.MemoryServiceServicer):
+    """Remembers what it was asked, and finds what it is told to."""
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self.found: list[Fact] = []
+
+    async def RememberFacts(self, request: Any, context: Any) -> RememberFactsResponse:
+        self.requests.append(request)
+        return RememberFactsResponse()
+
+    async def SearchFacts(self, request: Any, context: Any) -> SearchFactsResponse:
+        self.requests.append(request)
+        return SearchFactsResponse(facts=[FoundFact(fact=fact, score=0.5) for fact in self.found])
+
+
 class Schedules(schedule_service_pb2_grpc.ScheduleServiceServicer):
     """Makes one schedule a key."""
 
@@ -185,7 +207,7 @@ class World:
 
 @pytest_asyncio.fixture
 async def world(serve: Any) -> AsyncIterator[Any]:
-    sandbox, files, policy, schedules = Sandbox(), Files(), Policy(), Schedules()
+    sandbox, files, policy, schedules, memory = Sandbox(), Files(), Policy(), Schedules(), Memory()
     box = await serve(
         [
             serviced(
@@ -198,13 +220,20 @@ async def world(serve: Any) -> AsyncIterator[Any]:
     adding = tool_service_pb2_grpc.add_ToolServiceServicer_to_server
     rules = await serve([serviced(tool_service_pb2, "ToolService", adding, policy)])
     scheduling = schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server
-    router = await serve([serviced(schedule_service_pb2, "ScheduleService", scheduling, schedules)])
+    remembering = memory_service_pb2_grpc.add_MemoryServiceServicer_to_server
+    router = await serve(
+        [
+            serviced(schedule_service_pb2, "ScheduleService", scheduling, schedules),
+            serviced(memory_service_pb2, "MemoryService", remembering, memory),
+        ]
+    )
     settings = Settings(address="", sandbox_address=box, policy_address=rules, router_address=router)
     async with AsyncExitStack() as stack:
         made = assembly.assemble(settings, Clock(), stack)
         assert made is not None
         found: Any = World(made)
         found.sandbox, found.files, found.policy, found.schedules = sandbox, files, policy, schedules
+        found.memory = memory
         yield found
 
 
@@ -221,8 +250,10 @@ async def test_every_tool_of_this_build_is_there_and_no_other(world: Any) -> Non
     offered = await world.tools.toolbox.offered(SCOPE, [*metrics.BUILTIN, "abacus", "mcp__x__y", "mcp__*"])
     assert sorted(tool.name for tool in offered) == sorted(metrics.BUILTIN)
     assert [tool.name for tool in await world.tools.toolbox.offered(SCOPE, ["read"])] == ["read"]
-    assert {tool.name for tool in offered if tool.idempotent} == {"read", "write", "list", "schedule_task"}
-    assert {tool.name for tool in offered if tool.parallel} == {"read", "list"}
+    assert {tool.name for tool in offered if tool.idempotent} == {
+        *("read", "write", "list", "memory_note", "memory_search", "schedule_task"),
+    }
+    assert {tool.name for tool in offered if tool.parallel} == {"read", "list", "memory_search"}
 
 
 async def test_files_are_written_read_edited_listed_and_removed(world: Any) -> None:
@@ -312,23 +343,28 @@ async def test_fencing_opens_the_session_under_the_scopes_token(world: Any) -> N
     assert world.sandbox.requests[0].fencing_token == 7
 
 
-async def test_notes_are_appended_with_their_date_whoever_else_writes(world: Any) -> None:
-    assert (await world.call("memory_note", title="Tea\n ", text=" green ")).ok
-    world.files.races = 2
-    assert (await world.call("memory_note", title="Cake", text="none")).ok
-    found = world.files.held["memory", "notes.md"].decode()
-    assert found.startswith("## 2026-01-01 Tea\n\ngreen\n\n")
-    assert found.count("another's") == 2
-    assert found.endswith("## 2026-01-01 Cake\n\nnone\n\n")
+async def test_facts_are_remembered_of_the_runs_contact_and_a_title_and_a_text_are_one_of_them(world: Any) -> None:
+    facts = [{"text": "Rows.", "domain": "Sport, outdoors!", "kind": "profile", "importance": 8}, {"text": "Sings."}]
+    assert await world.call("memory_note", facts=facts) == Result(True, "Remembered 2 facts.")
+    assert await world.call("memory_note", title="Tea\n ", text=" green ") == Result(True, "Remembered.")
+    first, second = world.memory.requests
+    assert (first.tenant_id, first.contact, first.run_id) == ("ten_a", "ann", "run_a")
+    rows, sings = first.facts
+    assert (rows.text, rows.domain, rows.kind, rows.importance) == ("Rows.", "sport-outdoors", "profile", 8)
+    assert (sings.text, sings.domain, sings.kind, sings.importance) == ("Sings.", "", "", 0)
+    assert [fact.text for fact in second.facts] == ["Tea: green"]
+    assert not (await world.call("memory_note")).ok
+    assert not (await world.call("memory_note", facts=[{"text": "  "}])).ok
+    assert len(world.memory.requests) == 2
 
 
-async def test_bounded_notes_end_with_words_instead_of_growing(world: Any) -> None:
-    world.files.held["memory", "notes.md"] = b"x" * (NOTES_SIZE_MAX_BYTES - 10)
-    result = await world.call("memory_note", title="Tea", text="green")
-    assert not result.ok
-    world.files.held["memory", "notes.md"] = b""
-    world.files.races = 100
-    assert "changed by others" in (await world.call("memory_note", title="Tea", text="green")).text
+async def test_bounded_a_search_answers_the_best_facts_as_lines(world: Any) -> None:
+    assert (await world.call("memory_search", query="sport")).text == "Nothing like that is remembered."
+    world.memory.found = [Fact(text="Rows.", domain="sport", kind="profile", importance=8)]
+    found = await world.call("memory_search", query="sport")
+    assert found == Result(True, "- Rows. (sport, profile, importance 8, 1970-01-01)")
+    asked = world.memory.requests[-1]
+    assert (asked.tenant_id, asked.contact, asked.query, asked.page_size) == ("ten_a", "ann", "sport", 10)
 
 
 async def test_one_effect_a_task_is_scheduled_once_however_often_the_call_is_made(world: Any) -> None:

@@ -28,10 +28,19 @@ async def away(*_: Any) -> Result:
     raise RetinueError.unavailable("sandbox")
 
 
+async def lose(*_: Any) -> Result:
+    raise RetinueError(Reason.SANDBOX_UNAVAILABLE, "The box has ended.", check="box_lost")
+
+
+async def miss(*_: Any) -> Result:
+    raise RetinueError(Reason.SANDBOX_UNAVAILABLE, "There is no box.", check="box")
+
+
 @pytest_asyncio.fixture
 async def adapter(offline_model: Any) -> AsyncIterator[LightAdapter]:
     tools = [CountingTool("read"), CountingTool("list", do=fail), CountingTool("mcp__x__y"), CountingTool("made_up")]
     tools += [CountingTool("write", do=away, idempotent=True), CountingTool("exec")]
+    tools += [CountingTool("edit", do=lose), CountingTool("python", do=miss)]
     settings = Settings(address="", model_base_url=offline_model.base_url)
     made = Tools(Shelf(*tools), Rules(exec="deny"), Box())  # type: ignore[arg-type]
     runtime = LightAdapter(settings, read_models(settings), session(settings), SystemClock(), made)
@@ -39,7 +48,7 @@ async def adapter(offline_model: Any) -> AsyncIterator[LightAdapter]:
     await runtime.close()
 
 
-NAMES = ["read", "list", "mcp__x__y", "made_up", "write", "exec"]
+NAMES = ["read", "list", "mcp__x__y", "made_up", "write", "exec", "edit", "python"]
 
 
 def counted() -> dict[tuple[str, str], float]:
@@ -65,6 +74,8 @@ async def test_calls_are_counted_by_few_names_and_how_they_ended(adapter: LightA
         ("write", "unknown"): 1,
         ("write", "again"): 1,
         ("exec", "refused"): 1,
+        ("edit", "unknown"): 1,  # it may have been done before its box was lost
+        ("python", "failed"): 1,
     }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from probing import ORDINARY_UID, Besieged, besieging
 from retinue_sandbox.bwrap.backend import BwrapBackend
 from retinue_sandbox.bwrap.users import Uids
 from retinue_sandbox.files.roots import Roots
@@ -62,3 +63,14 @@ def collect() -> Collect:
         raise AssertionError("no end was told")
 
     return run
+
+
+AS_ROOT = pytest.param(0, marks=pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to serve as root"))
+AS_USER = ORDINARY_UID if os.geteuid() == 0 else os.geteuid()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session", params=[AS_ROOT, AS_USER], ids=["root", "user"])
+async def besieged(request: pytest.FixtureRequest) -> AsyncIterator[Besieged]:
+    """Answer a service to be attacked; see plugins/probing.py."""
+    async with besieging(request.param) as made:
+        yield made

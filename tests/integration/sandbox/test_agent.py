@@ -136,6 +136,36 @@ async def test_an_agent_that_says_what_it_must_not_loses_its_box_bounded(pair, f
     assert await refusal(to_the_end(first, items)) == "box_lost"
 
 
+@pytest.mark.parametrize("sizes", [(11,), (6, 5), (1,) * 11])
+async def test_bounded_an_agent_that_says_more_than_is_to_be_kept_loses_its_box(pair, sizes):
+    box, liar = await started(pair)
+    items = begin(box, Limits(output_bytes=10))
+    first = asyncio.create_task(anext(items))
+    _, number, _ = await liar.hear()
+    await liar.say(framing.STDERR, number, framing.NUMBER.pack(0) + bytes(10))
+    for size in sizes:
+        await liar.say(framing.STDOUT, number, framing.NUMBER.pack(0) + bytes(size))
+    await box.lost.wait()
+    assert await refusal(to_the_end(first, items)) == "box_lost"
+
+
+async def test_bounded_an_agent_that_says_a_little_now_and_then_is_not_waited_for_for_ever(pair, monkeypatch):
+    monkeypatch.setattr(agent_box, "GRACE_S", 0.1)
+    box, liar = await started(pair)
+    items = begin(box, Limits(wall_s=0.01))
+    first = asyncio.create_task(anext(items))
+    _, number, _ = await liar.hear()
+
+    async def dribble():
+        while not box.lost.is_set():
+            await liar.say(framing.STDOUT, number, framing.NUMBER.pack(0) + b"x")
+            await asyncio.wait([asyncio.ensure_future(box.lost.wait())], timeout=0.02)
+
+    dribbling = asyncio.create_task(dribble())
+    assert await refusal(to_the_end(first, items)) == "box_lost"
+    await asyncio.wait([dribbling])
+
+
 async def test_a_frame_that_claims_to_be_long_is_not_waited_for(pair):
     box, liar = await started(pair)
     await liar.write(framing.HEADER.pack(framing.STDOUT, 1, 2**31))

@@ -39,11 +39,16 @@ class Kept:
         self.folder = folder
         self.tokens = {}
         self.records = []
+        self.no_box = None
         self.roots = Roots(folder, lambda tenant_id: os.geteuid(), **limits)
 
     def fence(self, tenant_id, session_id, token):
         if token < self.tokens.get((tenant_id, session_id), 0):
             raise RetinueError(Reason.STALE_FENCING_TOKEN, "Overtaken.")
+
+    async def require(self):
+        if self.no_box is not None:
+            raise RetinueError(Reason.SANDBOX_UNAVAILABLE, "No box holds on this machine.", check=self.no_box)
 
     def record(self, kind, **facts):
         self.records.append({"kind": kind, **facts})
@@ -71,7 +76,7 @@ async def start(run_dir, serve, peer):
 
     async def make(**limits):
         kept = Kept(run_dir / "workspaces", **limits)
-        kept.peer = peer("sandbox", await serve([servicer.service(kept.roots, kept.fence, kept.record)]))
+        kept.peer = peer("sandbox", await serve([servicer.service(kept.roots, kept.fence, kept.record, kept.require)]))
         kept.stub = pb_grpc.FileServiceStub(kept.peer.channel)
         started.append(kept)
         return kept
@@ -149,6 +154,22 @@ async def test_no_stale_write_of_many_that_expect_the_same_digest_one_writes(kep
         Reason.FILE_CHANGED,
     )
     assert await kept.paths(recursive=True) == ["a.txt"]
+
+
+async def test_box_or_refuse_without_a_box_no_tool_changes_a_file_and_people_still_do(kept):
+    await kept.call("WriteFile", "a.txt", data=b"kept")
+    kept.no_box = "namespaces"
+    tools = {"origin": execution_pb2.Origin(tool="write", call_id="c1")}
+    with pytest.raises(RetinueError) as refused:
+        await kept.call("WriteFile", "a.txt", data=b"made", **tools)
+    assert (refused.value.reason, refused.value.metadata) == (Reason.SANDBOX_UNAVAILABLE, {"check": "namespaces"})
+    assert await kept.refused("EditFile", "a.txt", old_text="kept", new_text="made", **tools) == refused.value.reason
+    assert await kept.refused("DeleteFile", "a.txt", **tools) == refused.value.reason
+    assert (kept.disk("a.txt").read_bytes(), len(kept.records)) == (b"kept", 1)
+    await kept.call("WriteFile", "a.txt", data=b"by hand", origin=execution_pb2.Origin(tool="upload"))
+    kept.no_box = None
+    await kept.call("WriteFile", "a.txt", data=b"made", **tools)
+    assert kept.disk("a.txt").read_bytes() == b"made"
 
 
 async def test_no_stale_write_an_overtaken_attempt_changes_nothing(kept):

@@ -306,7 +306,7 @@ async def test_a_box_reaches_the_proxy_s_socket_and_no_network(
         path.chmod(0o666)
         listening.listen()
         listening.settimeout(ANSWER_TIMEOUT_S)
-        async with box(BwrapLauncher(ground), BoxSpec(workspace, egress_socket=str(folder))) as launched:
+        async with box(BwrapLauncher(ground), BoxSpec(workspace, egress_folder=str(folder))) as launched:
             inside = f"{forwarder.PROXY_FOLDER}/{forwarder.PROXY_SOCKET}"
             source = f"import os, socket\ns = socket.socket(socket.AF_UNIX)\ns.connect({inside!r})\n"
             seen = await ask(launched, f"{source}s.sendall(b'hello')\nanswer = dict(os.environ)")

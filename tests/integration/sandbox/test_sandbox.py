@@ -17,6 +17,7 @@ from retinue.sandbox.v1 import execution_pb2, sandbox_service_pb2_grpc
 from retinue.sandbox.v1 import sandbox_service_pb2 as pb
 from retinue_kit.client import Peer
 from retinue_kit.errors import Code, Reason, RetinueError
+from retinue_sandbox import metrics
 from retinue_sandbox.__main__ import assemble
 from retinue_sandbox.config import Settings
 
@@ -97,6 +98,7 @@ async def test_it_says_what_boxes_there_are(house):
     failed = [check for check in told.checks if check.required and not check.ok]
     assert (told.backend, told.isolation, told.available, failed) == ("bwrap", "namespace", True, [])
     assert all(check.detail and not (check.ok and check.remedy) for check in told.checks)
+    assert {"box", "kernel", "limit_memory", "egress"} <= {check.name for check in told.checks}
 
 
 async def test_a_session_keeps_its_files_and_its_box(house):
@@ -114,6 +116,21 @@ async def test_a_session_keeps_its_files_and_its_box(house):
     assert (await house.call("CloseSession", closing)).closed
     assert not (await house.call("CloseSession", closing)).closed
     assert (await house.exec("sh", "-c", "ls /tmp; cat kept"))[0] == "hello\n"
+
+
+async def test_one_shots_after_one_another_see_nothing_of_one_another(house):
+    look = "exec 2>/dev/null; cat /tmp/left kept; echo left > /tmp/left; echo kept > kept"
+    taken = sum(map(spares_taken, ("spare", "made")))
+    for number in range(4):
+        one = {"session": f"ses_shot_{number}", "tenant": "ten_shot", "one_shot": True}
+        text, end = await house.exec("sh", "-c", look, **one)
+        assert (text, end.outcome) == ("kept\n" if number else "", "exited")
+    assert sum(map(spares_taken, ("spare", "made"))) == taken + 4
+    assert spares_taken("spare") > 0, "who comes again finds a box ready"
+
+
+def spares_taken(where: str) -> float:
+    return metrics.boxes_taken.labels(where)._value.get()
 
 
 async def test_no_cross_tenant_another_tenants_files_and_processes_are_out_of_reach(house):

@@ -191,6 +191,7 @@ async def mesh(make_database: Any, redis_url: str, serve: Any, tmp_path: Path, r
         ),
         "workspaces_dir": str(run_dir),
         "drain_s": "2",
+        "memory_extract_every": "0",  # tests count runs
     }
     async with AsyncExitStack() as stack:
         pool = await asyncpg.create_pool(database.dsn("retinue_router"), min_size=1, max_size=8)

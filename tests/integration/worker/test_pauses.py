@@ -218,7 +218,7 @@ async def test_a_runtime_is_told_which_tools_it_may_offer_in_which_box_and_what_
     assert mesh.policy.requests[0].agent_id == "agt_1"
 
 
-async def test_policy_hears_that_a_tool_call_is_open_and_under_which_runtime(mesh, when_over):
+async def test_policy_hears_that_a_run_has_called_tools_and_under_which_runtime(mesh, when_over):
     mesh.adapter.script = playing(
         [pause(b"1", "c1")], [BROKEN], [*ended("c1", b"1+"), BROKEN], [*said("x"), {"finished": {}}],
         [*said("y"), {"finished": {}}],
@@ -227,4 +227,4 @@ async def test_policy_hears_that_a_tool_call_is_open_and_under_which_runtime(mes
     assert (await when_over(await mesh.submit("x")))["attempt"] == 3
     await when_over(await mesh.submit("y"))
     heard = [(r.attempt, r.tool_transaction_open, r.session_runtime) for r in mesh.policy.requests]
-    assert heard == [(1, False, ""), (2, True, "light"), (3, False, ""), (1, False, "light")]
+    assert heard == [(1, False, ""), (2, True, "light"), (3, True, "light"), (1, False, "light")]

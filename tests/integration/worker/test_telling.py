@@ -1,5 +1,7 @@
 """What a holder may put on the bus: after the stream was emptied, outlived its database, or went to another."""
 
+import asyncio
+
 import pytest
 from retinue_kit import streams
 from retinue_kit.streams import Bus, Cursor, Entry, Kind, Opening
@@ -73,6 +75,39 @@ async def test_no_stale_write_a_lost_holder_is_refused_by_the_stream_of_its_succ
     before = await cursors(bus)
     await say(zombie, "c", "d")
     assert await cursors(bus) == before == ["1-0", "1-1", "2-0", "2-1"]
+
+
+async def test_no_stale_write_a_successor_that_speaks_while_a_lease_is_confirmed_keeps_its_stream(bus):
+    """The lease goes to another right after Postgres has said that it holds."""
+    successor = Teller(bus, TICKET, held(8), None, Remains(bus))
+
+    async def confirm():
+        await say(successor, "mine")
+        return True
+
+    mark = Entry(Cursor(7, 0), Kind.MARK, streams.START, "", "", b"")
+    await bus.append(KEY, [mark], opening=Opening.CLAIM)
+    await say(Teller(bus, TICKET, held(6), confirm, Remains(bus)), "a")
+    assert await cursors(bus) == ["7-0", "8-0", "8-1"]
+
+
+async def test_what_is_promised_is_told_again_where_a_former_holder_has_made_the_lost_stream_anew(bus, teller):
+    holder = teller(2, true=True)
+    holder.tell("run.started", {"attempt": 1}, recorded=True)
+    await holder.settle()
+    await bus.delete(KEY)
+    await say(teller(1, true=False), "late")
+    await say(holder, "b")
+    assert await cursors(bus) == ["1-0", "1-1", "2-0", "2-1", "2-2"]
+
+
+async def test_a_holder_tells_on_after_its_telling_was_cut_off_before_it_began(bus, teller):
+    holder = teller(1, true=True)
+    holder.tell("assistant.delta", {"text": "a"})
+    holder._flushing.cancel()
+    await asyncio.gather(holder._flushing, return_exceptions=True)
+    await say(holder, "b")
+    assert await cursors(bus) == ["1-0", "1-1"], "both as one"
 
 
 async def test_a_stream_that_outlived_the_database_that_it_told_of_gives_way_to_a_true_holder(bus, teller):

@@ -4,7 +4,7 @@ import pytest
 from retinue_cli import __main__ as command
 
 
-@pytest.mark.parametrize("group", ["policy", "runs", "schedules", "webhooks"])
+@pytest.mark.parametrize("group", ["bundle", "memory", "policy", "runs", "schedules", "webhooks"])
 def test_a_group_without_a_command_shows_its_help_and_no_empty_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], group: str
 ) -> None:

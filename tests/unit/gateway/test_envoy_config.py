@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from retinue_gateway import envoy_clusters, envoy_config, envoy_refusals, files
+from retinue_gateway import context, envoy_clusters, envoy_config, envoy_filters, envoy_refusals, files
 from retinue_kit.errors import CODES, Reason
 
 PREFIXES = ("/v1/", "/api/")
+BUNDLES = "/v1/contacts/[^/]+/bundle"
 
 
 @pytest.fixture
@@ -74,14 +75,21 @@ def test_bodies_are_bounded_and_odd_headers_dropped_wherever_the_json_form_lies(
     assert [found[prefix]["typed_per_filter_config"] for prefix in PREFIXES].count(
         found["/v1/"]["typed_per_filter_config"]
     ) == len(PREFIXES)
-    too_large = [r["match"]["prefix"] for r in listed(config) if "range_match" in str(r["match"].get("headers"))]
-    assert too_large == ["/v1/files/", *PREFIXES]
+    too_large = [place_of(route) for route in listed(config) if "range_match" in str(route["match"].get("headers"))]
+    assert too_large == ["/v1/files/", BUNDLES, *PREFIXES]
 
 
-def test_a_file_may_be_larger_than_any_other_body(config):
-    prefixes = [route["match"].get("prefix") for route in listed(config)]
-    first, second = (n for n, prefix in enumerate(prefixes) if prefix == "/v1/files/")
-    assert second < prefixes.index("/v1/")
+def place_of(route):
+    return route["match"].get("prefix") or route["match"].get("safe_regex", {}).get("regex")
+
+
+@pytest.mark.parametrize(
+    ("place", "size"), [("/v1/files/", files.FILE_SIZE_MAX_BYTES), (BUNDLES, context.BUNDLE_SIZE_MAX_BYTES)]
+)
+def test_a_file_and_a_bundle_may_be_larger_than_any_other_body(config, place, size):
+    places = [place_of(route) for route in listed(config)]
+    first, second = (n for n, found in enumerate(places) if found == place)
+    assert second < places.index("/v1/")
     (larger,) = (header["range_match"] for header in listed(config)[first]["match"]["headers"])
     found = listed(config)[second]["typed_per_filter_config"]
     sizes = (
@@ -89,7 +97,8 @@ def test_a_file_may_be_larger_than_any_other_body(config):
         found["envoy.filters.http.grpc_json_transcoder"]["max_request_body_size"],
         larger["start"] - 1,
     )
-    assert set(sizes) == {4 << 20} == {files.FILE_SIZE_MAX_BYTES}
+    assert set(sizes) == {size}
+    assert size > envoy_filters.BODY_SIZE_MAX_BYTES
 
 
 def test_the_host_of_a_request_is_told_where_it_is_asked_for_and_to_nobody_else(config):

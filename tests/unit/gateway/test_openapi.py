@@ -56,7 +56,7 @@ def test_limits_and_comments_are_in_it(committed: str) -> None:
 
 def test_each_further_service_is_introduced_with_the_scope_that_it_needs(committed: str) -> None:
     about = {tag["name"]: tag["description"] for tag in json.loads(committed)["tags"]}
-    assert set(about) == {"schedules", "webhooks", "dead-letters", "instance", "files", "tools"}
+    assert set(about) == {"schedules", "webhooks", "dead-letters", "instance", "files", "tools", "context"}
     assert all("scope `admin`" in about[name] for name in ("webhooks", "dead-letters"))
 
 
@@ -78,6 +78,14 @@ def test_a_file_is_bytes_of_any_type_both_ways(committed: str) -> None:
     sent, read = calls["post"]["requestBody"]["content"], calls["get"]["responses"]["200"]["content"]
     assert sent == read == {"*/*": {"schema": {"type": "string", "format": "binary"}}}
     assert [parameter["name"] for parameter in calls["post"]["parameters"]] == ["path"]
+
+
+def test_a_bundle_is_bytes_of_its_own_type_both_ways_and_may_meet_a_busy_contact(committed: str) -> None:
+    calls = json.loads(committed)["paths"]["/v1/contacts/{contact}/bundle"]
+    sent, read = calls["post"]["requestBody"]["content"], calls["get"]["responses"]["200"]["content"]
+    assert sent == read == {"application/x-retinue-bundle": {"schema": {"type": "string", "format": "binary"}}}
+    assert [{"409", "413"} & set(calls[verb]["responses"]) for verb in ("get", "post")] == [set(), {"409", "413"}]
+    assert {tuple(call["tags"]) for call in calls.values()} == {("context",)}
 
 
 def test_every_answer_says_what_it_holds_since_the_page_shows_it(committed: str) -> None:

@@ -1,4 +1,7 @@
-"""One watcher of a stream, when the bus does not answer for a moment while entries are still heard."""
+"""One watcher of a stream, when the bus does not answer for a moment, or forgets, while entries are still heard."""
+
+import asyncio
+from datetime import UTC, datetime
 
 from retinue_kit.errors import RetinueError
 from retinue_kit.streams import Cursor, Entry, Kind
@@ -23,8 +26,9 @@ async def nothing(_after):
     return (), False
 
 
-def tentative(n):
-    return Entry(Cursor(1, n), Kind.TENTATIVE, None, "run_a", "assistant.delta", b"{}")
+def tentative(n, time=""):
+    json = f'{{"time":"{time}"}}'.encode() if time else b"{}"
+    return Entry(Cursor(1, n), Kind.TENTATIVE, None, "run_a", "assistant.delta", json)
 
 
 async def test_cursor_monotone_an_entry_before_which_something_is_missing_waits_until_the_bus_can_be_read():
@@ -41,3 +45,29 @@ async def test_cursor_monotone_an_entry_before_which_something_is_missing_waits_
     while len(seen) < 3:
         seen += [entry.cursor.n for entry in await watch.next()]
     assert seen == [2, 3, 4]
+
+
+async def test_cursor_monotone_what_the_bus_forgot_is_waited_for_where_more_was_heard():
+    """The second was told before this watcher heard anything, and is not recorded: its holder tells it again."""
+    bus = Stumbling()
+    watch = Watch(bus, "log", Cursor(1, 1), nothing, ask_log=False)
+    now = datetime.now(UTC).isoformat()
+    watch.put(tentative(3, now))
+    following = asyncio.create_task(watch.next())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not following.done()
+
+    bus.told = [tentative(2, now), tentative(4, now)]
+    for entry in bus.told:
+        watch.put(entry)
+    seen = await following
+    while len(seen) < 2:
+        seen += await watch.next()
+    assert [entry.cursor.n for entry in seen] == [2, 4]
+
+
+async def test_what_the_bus_forgot_long_ago_holds_nothing_up():
+    watch = Watch(Stumbling(), "log", Cursor(1, 1), nothing, ask_log=False)
+    watch.put(tentative(3, "2026-01-01T00:00:00Z"))
+    assert [entry.cursor.n for entry in await watch.next()] == [3]

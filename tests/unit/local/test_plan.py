@@ -54,6 +54,13 @@ def test_what_the_operator_sets_is_passed_on_and_secrets_go_where_they_are_neede
     assert plan.service_environ(ground, "worker-1")["RETINUE_LEASE_S"] == "2"
 
 
+def test_what_is_executed_is_written_down_in_the_state_folder_or_where_the_operator_says(ground):
+    assert plan.service_environ(ground, "sandbox")["RETINUE_AUDIT_DIR"] == str(ground.paths.state / "audit")
+    environ = ground.options.environ | {"RETINUE_AUDIT_DIR": "/var/log/own"}
+    told = ground._replace(options=ground.options._replace(environ=environ))
+    assert plan.service_environ(told, "sandbox")["RETINUE_AUDIT_DIR"] == "/var/log/own"
+
+
 def test_rules_for_tools_are_found_wherever_services_begin(ground, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     environ = ground.options.environ | {"RETINUE_POLICY_DIR": "rules"}
@@ -92,6 +99,17 @@ def test_the_courier_has_no_right_but_on_the_outbox_and_shares_the_routers_keys(
     assert "RETINUE_SWEEP_DSN" not in courier
     assert courier["RETINUE_SEALING_KEYS_FILE"] == router["RETINUE_SEALING_KEYS_FILE"] == "/s/sealing-keys"
     assert "RETINUE_SEALING_KEYS_FILE" not in plan.service_environ(ground, "worker-1")
+
+
+async def test_portability_alone_has_the_key_of_bundles_and_an_operators_own_is_not_made(ground, tmp_path):
+    told = "RETINUE_BUNDLE_SIGNING_KEY_FILE"
+    found = {item.name: item.environ[told] for item in plan.make(ground) if told in item.environ}
+    assert found == {"portability": "/s/bundle-signing.key"}
+    own = tmp_path / "own.key"
+    options_ = ground.options._replace(overrides={"portability": {"bundle_signing_key_file": str(own)}})
+    (portability,) = (p for p in plan.make(ground._replace(options=options_)) if p.name == "portability")
+    await portability.prepare()
+    assert not own.exists()
 
 
 def test_the_adapter_alone_is_told_where_openclaw_is_and_all_are_told_what_is_on(ground):

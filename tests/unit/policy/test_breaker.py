@@ -23,6 +23,7 @@ from retinue_policy.domain.breaker import (
     State,
     abandoned,
     failed,
+    limits_of,
     period_s,
     probing,
     succeeded,
@@ -154,6 +155,14 @@ def test_each_reason_that_speaks_against_a_runtime_says_for_whom_and_why():
     assert AGAINST[Reason.MODEL_RATE_LIMITED][0] is Scope.TENANT, "limits are kept per credential"
     assert AGAINST[Reason.QUEUE_FULL][0] is Scope.TENANT, "another tenant may have its own process"
     assert AGAINST[Reason.MODEL_UNAVAILABLE][0] is Scope.RUNTIME
+
+
+def test_a_runtime_without_room_for_a_tenant_is_left_sooner_than_one_that_fails():
+    once = failed(None, "ten_a", "run_a", NOW, limits_of(Reason.QUEUE_FULL, of_all=False))
+    assert once.state(NOW) is State.CLOSED, "once may be chance"
+    assert failed(once, "ten_a", "run_a", NOW + 2, limits_of(Reason.QUEUE_FULL, of_all=False)).open_count == 1
+    assert failed(once, "ten_a", "run_a", NOW + 2, limits_of(Reason.MODEL_TIMEOUT, of_all=False)).open_count == 0
+    assert limits_of(Reason.QUEUE_FULL, of_all=True) == limits_of(Reason.MODEL_TIMEOUT, of_all=True) == OF_ALL
 
 
 BREAKERS = st.none() | st.builds(

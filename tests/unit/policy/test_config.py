@@ -23,6 +23,11 @@ def test_runtimes_are_a_comma_list(text, runtimes):
         ("RETINUE_ATTEMPT_COUNT", "0"),
         ("RETINUE_ATTEMPT_COUNT", "4"),
         ("RETINUE_CELL_PLANS", "pro,gold"),
+        ("RETINUE_BEFORE_TOOL_CALL_URL", "ftp://check.example.com/"),
+        ("RETINUE_BEFORE_TOOL_CALL_URL", "https://[::1"),
+        ("RETINUE_BEFORE_TOOL_CALL_URL", "check"),
+        ("RETINUE_BEFORE_TOOL_CALL_TIMEOUT_S", "5"),
+        ("RETINUE_BEFORE_TOOL_CALL_TIMEOUT_S", "0"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(name, value):

@@ -3,12 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from deciding import BOTH, SNAPSHOTS
+from deciding import RULES as PREFERRED
+from hypothesis import given, settings
 from retinue_kit.errors import Reason, RetinueError
-from retinue_policy.domain.rules import RULES, Defaults, Effect, Fired, Snapshot, Tenant, decide
+from retinue_policy.domain.rules import RULES, Effect, Fired, decide
+from retinue_policy.domain.snapshot import Defaults, Snapshot, Tenant
 
-BOTH = ("openclaw", "light")
 CHAT = Snapshot(kind="chat", runtimes_on=BOTH)
 TASK = Snapshot(kind="extraction", runtimes_on=BOTH)
 RECENT = {"session_runtime_age_s": 60.0}
@@ -281,34 +282,17 @@ def test_every_rule_of_the_table_has_a_name_and_a_reason():
     assert all(rule.reason.endswith(".") for rule in RULES)
 
 
-RUNTIME = st.sampled_from(["", "openclaw", "light", "other"])
-SNAPSHOTS = st.builds(
-    Snapshot,
-    kind=st.sampled_from(["chat", "extraction", "sync"]),
-    runtimes_on=st.lists(st.sampled_from(BOTH), min_size=1, unique=True).map(tuple),
-    requested_runtime=st.sampled_from(["", "auto", "openclaw", "light", "other"]),
-    session_runtime=RUNTIME,
-    session_runtime_age_s=st.none() | st.floats(0, 2000),
-    tool_transaction_open=st.booleans(),
-    tenant=st.builds(
-        Tenant,
-        preferred_runtime=RUNTIME,
-        concurrent_run_count=st.integers(0, 100),
-        plan=st.sampled_from(["", "free", "pro"]),
-    ),
-    failing=st.dictionaries(st.sampled_from(BOTH), st.floats(0.01, 10.0)),
-    away=st.dictionaries(st.sampled_from(BOTH), st.floats(0.01, 10.0)),
-    cell_plans=st.sampled_from([frozenset(), frozenset({"pro"})]),
-)
+EXAMPLES = settings(max_examples=60)
+"""Others each time: what these leave out, the next run finds."""
 
 
-def decided(snapshot):
-    return None if refused(snapshot) else decide(snapshot)
+def decided(snapshot, rules):
+    return None if refused(snapshot, rules) else decide(snapshot, rules)
 
 
-def refused(snapshot):
+def refused(snapshot, rules):
     try:
-        decide(snapshot)
+        decide(snapshot, rules)
     except RetinueError as error:
         if error.reason in (Reason.RUNTIME_UNAVAILABLE, Reason.TOOL_TRANSACTION_OPEN):
             return error
@@ -316,50 +300,57 @@ def refused(snapshot):
     return None
 
 
-@given(SNAPSHOTS)
-def test_a_runtime_that_is_off_is_never_picked(snapshot):
-    decision = decided(snapshot)
+@EXAMPLES
+@given(SNAPSHOTS, PREFERRED)
+def test_a_runtime_that_is_off_is_never_picked(snapshot, rules):
+    decision = decided(snapshot, rules)
     assert decision is None or decision.runtime in snapshot.runtimes_on
 
 
-@given(SNAPSHOTS)
-def test_an_open_tool_call_never_sees_a_switch(snapshot):
-    decision = decided(snapshot)
+@EXAMPLES
+@given(SNAPSHOTS, PREFERRED)
+def test_an_open_tool_call_never_sees_a_switch(snapshot, rules):
+    decision = decided(snapshot, rules)
     if decision is not None and snapshot.tool_transaction_open:
         assert not decision.switches_runtime
 
 
-@given(SNAPSHOTS)
-def test_what_is_asked_for_is_given_or_refused(snapshot):
-    decision = decided(snapshot)
+@EXAMPLES
+@given(SNAPSHOTS, PREFERRED)
+def test_what_is_asked_for_is_given_or_refused(snapshot, rules):
+    decision = decided(snapshot, rules)
     if decision is not None and snapshot.asked:
         assert decision.runtime == snapshot.asked
 
 
-@given(SNAPSHOTS)
-def test_leaving_the_choice_open_is_refused_only_if_a_tool_call_lost_its_runtime_or_none_is_usable(snapshot):
+@EXAMPLES
+@given(SNAPSHOTS, PREFERRED)
+def test_leaving_the_choice_open_is_refused_only_if_a_tool_call_lost_its_runtime_or_none_is_usable(snapshot, rules):
     snapshot = replace(snapshot, requested_runtime="auto")
     lost = bool(snapshot.bound) and snapshot.bound not in snapshot.usable
-    assert (decided(snapshot) is None) == (lost or not snapshot.usable)
+    assert (decided(snapshot, rules) is None) == (lost or not snapshot.usable)
 
 
-@given(SNAPSHOTS)
-def test_a_runtime_that_fails_or_is_away_is_never_picked(snapshot):
-    decision = decided(snapshot)
+@EXAMPLES
+@given(SNAPSHOTS, PREFERRED)
+def test_a_runtime_that_fails_or_is_away_is_never_picked(snapshot, rules):
+    decision = decided(snapshot, rules)
     assert decision is None or decision.runtime in snapshot.usable
 
 
-@given(SNAPSHOTS)
-def test_a_refusal_that_passes_says_when_and_no_sooner_than_a_runtime_may_be_asked_again(snapshot):
-    error = refused(snapshot)
+@EXAMPLES
+@given(SNAPSHOTS, PREFERRED)
+def test_a_refusal_that_passes_says_when_and_no_sooner_than_a_runtime_may_be_asked_again(snapshot, rules):
+    error = refused(snapshot, rules)
     if error is not None and error.retry_after_s is not None:
         assert error.retry_after_s == min(snapshot.wait_s(runtime) for runtime in snapshot.insisted)
         assert error.retry_after_s > 0
 
 
-@given(SNAPSHOTS)
-def test_a_cell_is_given_by_plan_alone_and_never_for_a_runtime_without_cells(snapshot):
-    decision = decided(snapshot)
+@EXAMPLES
+@given(SNAPSHOTS, PREFERRED)
+def test_a_cell_is_given_by_plan_alone_and_never_for_a_runtime_without_cells(snapshot, rules):
+    decision = decided(snapshot, rules)
     if decision is not None:
         expected = decision.runtime == "openclaw" and snapshot.tenant.plan in snapshot.cell_plans
         assert (decision.isolation == "cell") is expected

@@ -5,7 +5,7 @@ from retinue_kit.client import Peer
 from retinue_kit.errors import Reason, RetinueError
 from retinue_policy import clients
 from retinue_policy.clients import DirectoryTenants
-from retinue_policy.domain.rules import Tenant
+from retinue_policy.domain.snapshot import Tenant
 
 
 class Clock:

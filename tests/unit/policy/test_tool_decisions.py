@@ -5,9 +5,11 @@ import asyncio
 import pytest
 from retinue_kit.errors import Reason, RetinueError
 from retinue_policy.cedar import CedarRules
-from retinue_policy.domain.rules import Tenant
+from retinue_policy.domain.rules import Decision
+from retinue_policy.domain.snapshot import Tenant
 from retinue_policy.domain.tools.catalogue import BUILT_IN
 from retinue_policy.domain.tools.ruleset import Who
+from retinue_policy.operations.decisions import Run
 from retinue_policy.operations.rulebook import BadRulesError, Rulebook
 from retinue_policy.operations.tools import Call, Scope, Tools
 from retinue_policy.rule_files import SCHEMA, RuleFiles, bundled
@@ -258,3 +260,56 @@ async def test_newer_rules_hold_at_once_and_bad_ones_leave_the_old_in_force():
     source.texts = {"tools.toml": TOML, "tools.cedar": CEDAR}
     await book.look()
     assert book.told == first.name, "rules are named by what they say"
+
+
+OF_AGENT = CEDAR + '@id("of_agent") forbid (principal in Agent::"agt_a", action, resource);'
+OF_USER = CEDAR + '@id("of_user") forbid (principal == User::"usr_1", action, resource);'
+
+
+@pytest.mark.parametrize(
+    ("scope", "of_agent", "of_user"),
+    [
+        (CHAT, "deny", "allow"),
+        (Scope("agt_a", "usr_1", "chat", "light"), "deny", "deny"),
+        (Scope("agt_a", "usr_2", "digest", "openclaw"), "deny", "allow"),
+        (Scope("", "usr_1", "mcp", "mcp"), "allow", "deny"),
+    ],
+)
+def test_cedar_knows_who_asked_for_a_run_and_whose_agent_makes_it(scope, of_agent, of_user):
+    assert decide(Call("read"), scope=scope, given=tools(cedar=OF_AGENT)).effect == of_agent
+    assert decide(Call("read"), scope=scope, given=tools(cedar=OF_USER)).effect == of_user
+
+
+def test_a_group_of_principals_means_runs_and_what_they_are_offered():
+    given = tools(with_rules('[group.guests]\nprincipals = ["guest_*"]\ndeny = ["exec"]\n'))
+    for principal, effect in (("guest_1", "deny"), ("usr_1", "allow"), ("", "allow")):
+        scope = Scope("agt_a", principal, "chat", "light")
+        assert decide(Call("exec", {"command": "ls"}), scope=scope, given=given).effect == effect
+        run = Run("run_a", "chat", "", "", None, tool_transaction_open=False, agent_id="agt_a", principal=principal)
+        decision = Decision("light", "m", "shared", switches_runtime=False, limits=None, rules=())
+        offered = given.offer("ten_a", Tenant(agent_id="agt_a"), run, decision).tools
+        assert ("exec" in offered) is (effect == "allow")
+
+
+class Veto:
+    """An operator's check that answers what a test says, and keeps what it is asked."""
+
+    def __init__(self, reason):
+        self.reason = reason
+        self.asked = []
+
+    async def veto(self, who, call, effect):
+        self.asked.append((who.tenant_id, who.principal, call.tool, effect))
+        return self.reason
+
+
+def test_the_operators_check_makes_rules_stricter_and_never_looser():
+    closed, idle = Veto("Not on Sundays."), Veto("")
+    for veto, effects in ((closed, ["deny", "deny", "deny"]), (idle, ["allow", "ask", "deny"])):
+        given = Tools(Tenants(), Rulebook(Source()), veto)
+        calls = [Call("read"), Call("delete", {"path": "a"}), Call("nonsense")]
+        assert [decide(call, given=given).effect for call in calls] == effects
+        assert veto.asked == [("ten_a", "", "read", "allow"), ("ten_a", "", "delete", "ask")], "what is denied is"
+    decided = decide(Call("delete", {"path": "a"}, approved=True), given=Tools(Tenants(), Rulebook(Source()), closed))
+    assert told(decided) == ("deny", "hook", "before_tool_call")
+    assert (decided.reason, decided.pattern, decided.summary) == ("Not on Sundays.", "", "Delete a")

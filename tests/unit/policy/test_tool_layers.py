@@ -84,7 +84,7 @@ def test_an_empty_list_allows_nothing_and_no_list_is_silent():
 
 def test_groups_and_globs_mean_their_tools():
     assert allowed([section("profile", ["group:files"])]) == {"read", "write", "edit", "list", "delete"}
-    assert allowed([section("profile", ["group:run", "memory_*"])]) == {"exec", "python", "memory_note"}
+    assert allowed([section("profile", ["group:run", "memory_*"])]) == {"exec", "python", *GROUPS["group:memory"]}
     assert allowed([section("profile", ["mcp__crm__*"])]) == {"mcp__crm__get", "mcp__crm__put"}
     assert allowed([section("profile", ["group:mcp"], ["mcp__mail__send"])]) == {"mcp__crm__get", "mcp__crm__put"}
 
@@ -141,10 +141,10 @@ def test_names_that_there_are_not(name):
 
 
 def test_every_tool_is_of_one_group():
-    assert {name: group_of(name) for name in ("read", "python", "memory_note", "schedule_task", "mcp__a__b")} == {
+    assert {name: group_of(name) for name in ("read", "python", "memory_search", "schedule_task", "mcp__a__b")} == {
         "read": "files",
         "python": "run",
-        "memory_note": "memory",
+        "memory_search": "memory",
         "schedule_task": "schedule",
         "mcp__a__b": "mcp",
     }

@@ -74,7 +74,7 @@ def taken(text, **who):
 
 def test_the_documents_example_can_be_followed():
     text = (Path(__file__).parents[3] / "docs/policy.md").read_text("utf-8")
-    (example,) = re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (example,) = re.findall(r"^```toml\n(?!# runtimes)(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     ruleset = parse(example)
     offer = ruleset.offer(Who("ten_x", plan="team"))
     assert "mcp__crm__*" in offer.tools
@@ -195,3 +195,17 @@ def test_rules_that_cannot_be_followed_are_refused_in_one_line(text, told):
         parse(text)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [BUNDLED, LEAST, MORE])
+def test_a_task_of_memory_can_do_nothing_but_remember_whatever_the_rules_allow(text):
+    rules = parse(text)
+    for kind in ("memory.extract", "memory.other"):
+        assert rules.offer(Who("ten_x", kind=kind)).tools == ("memory_note", "memory_search")
+        sections = rules.sections(Who("ten_x", kind=kind))
+        denied = {name: judge(sections, name).denial for name in (*BUILT_IN, "mcp__crm__get")}
+        assert {name for name, denial in denied.items() if denial is None} == {"memory_note", "memory_search"}
+        assert denied["exec"].rule == "memory tasks.allow"
+    assert "read" in rules.offer(Who("ten_x", kind="memory")).tools
+    forbidden = parse(LEAST + '[group.mine]\nkinds = ["memory.*"]\ndeny = ["memory_note"]\n')
+    assert forbidden.offer(Who("ten_x", kind="memory.extract")).tools == ("memory_search",)

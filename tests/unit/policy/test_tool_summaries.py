@@ -23,6 +23,8 @@ from retinue_policy.domain.tools.summaries import SUMMARY_LENGTH_MAX, summary_of
         ("delete", {"path": "a"}, "Delete a"),
         ("delete", {"path": "a", "recursive": True}, "Delete a, with everything in it"),
         ("memory_note", {"title": "Tea", "text": "green"}, "Note Tea: green"),
+        ("memory_note", {"facts": [{"text": "Rows."}, 1], "text": "Sings."}, "Remember: Rows. | ? | Sings."),
+        ("memory_search", {"query": "cat"}, "Look in memory for cat"),
         ("schedule_task", {"cron": "0 7 * * *", "text": "hi"}, "Schedule 0 7 * * *: hi"),
         ("schedule_task", {"cron": "0 7 * * *", "time_zone": "UTC", "text": "hi"}, "Schedule 0 7 * * * (UTC): hi"),
         ("mcp__crm__get", {"id": 5.0}, 'Call get of crm with {"id":5}'),

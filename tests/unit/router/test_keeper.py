@@ -102,6 +102,47 @@ async def test_a_lease_that_is_lost_stays_lost_and_interrupts_what_goes_on_under
         await task
 
 
+async def test_no_stale_write_a_lease_whose_log_this_very_process_was_given_anew_is_lost_and_never_confirmed(
+    keeper, clock, store
+):
+    """Its contact was removed and begun anew, and the first holder has not heard of it."""
+    begun = asyncio.Event()
+    taken = []
+
+    async def work():
+        taken.append(keeper.add(TICKET, 1, clock.at))
+        taken[0].interruptible = True
+        begun.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await begun.wait()
+    later = keeper.add(TICKET, 2, clock.at)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert taken[0].lost
+    assert not keeper.is_valid(taken[0])
+    store.gone = True
+    assert not await keeper.confirm(taken[0])
+    assert keeper.is_valid(later)
+    store.gone = False
+    assert await keeper.confirm(later)
+
+
+async def test_a_grant_that_comes_after_a_later_one_of_its_log_is_lost(keeper, clock):
+    later = keeper.add(TICKET, 2, clock.at)
+    assert not keeper.is_valid(keeper.add(TICKET, 1, clock.at))
+    assert keeper.is_valid(later)
+    assert keeper.count == 1
+
+
+async def test_a_lease_that_was_given_back_is_not_confirmed(keeper, clock, store):
+    lease = keeper.add(TICKET, 1, clock.at)
+    keeper.remove(lease)
+    store.gone = True
+    assert not await keeper.confirm(lease)
+
+
 async def test_a_lease_that_ended_while_slots_are_kept_is_not_kept_with_those_after_it(clock, store, eventually):
     rings, kept = Rings(streams.connect("unix:///nowhere")), []
     rings._rings = {queue: Ring(queue, kept) for queue in QueueClass}

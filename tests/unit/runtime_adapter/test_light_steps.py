@@ -156,7 +156,7 @@ def asked(**entry_: Any) -> dict[str, Any]:
     question.suit(Provider("p", ProviderEntry("http://127.0.0.1:1", [], **entry_)))
     joined = question.joined()
     assert joined is not None
-    assert question.characters() == len("absaid{}r")
+    assert question.tokens() == len(["a", "b", "said", "{}", "r"])
     return json.loads(joined.body("m"))
 
 

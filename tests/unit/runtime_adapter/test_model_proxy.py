@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.trace import INVALID_SPAN
+from retinue_kit.tokens import estimate
 from retinue_runtime_adapter.config import Settings
 from retinue_runtime_adapter.domain.models import Model
 from retinue_runtime_adapter.light.attempt import Attempt
@@ -147,7 +148,7 @@ def test_thoughts_leave_no_trace_in_what_is_passed_on() -> None:
         {},
         {"content": "d"},
     ]
-    assert call.characters == len("AB<think>C</think> dE")
+    assert call.said.tokens == estimate("AB<think>C</think> dE")
 
 
 def test_a_beginning_that_was_no_thought_after_all_is_passed_on_as_it_came() -> None:
@@ -175,7 +176,7 @@ def test_calls_of_tools_count_as_output() -> None:
     call = relay()
     function = {"name": "look", "arguments": '{"a":1}'}
     call._decode([json.dumps({"choices": [{"delta": {"tool_calls": [{"function": function}]}}]}).encode()])
-    assert call.characters == len('look{"a":1}')
+    assert call.said.tokens == estimate('look{"a":1}')
 
 
 def asked(value: dict[str, Any], *, options: dict[str, Any] | None = None) -> Any:
@@ -261,7 +262,7 @@ def test_neighbours_of_one_role_are_joined_unless_they_are_more_than_words() -> 
     assert found.joined() is None
 
 
-def test_what_a_model_has_to_read_is_counted_without_pictures() -> None:
+def test_what_a_model_has_to_read_is_counted_in_tokens_and_without_pictures() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:" + "x" * 1000}}
     function = {"name": "look", "arguments": "{}"}
     messages = [
@@ -270,7 +271,8 @@ def test_what_a_model_has_to_read_is_counted_without_pictures() -> None:
         {"role": "tool", "content": "five5"},
     ]
     body = json.dumps({"messages": messages, "tools": []}).encode()
-    assert Asked.read(body, (), {}).characters() == 4 + 6 + 5 + 2
+    assert Asked.read(body, (), {}).tokens() == estimate("four") + 2 * estimate("look") + estimate("five5") + 1
+    assert Asked.read(body, [{"role": "user", "content": "我的猫"}], {}).tokens() == 3 + 1 + 2 + 2 + 1
 
 
 def run(run_id: str = "run_a", trace_id: str = "", **fields: Any) -> Run:
@@ -293,19 +295,6 @@ def test_a_call_finds_its_run() -> None:
                     assert [ledger.find(KEY, trace) for trace in ("t1", "t9")] == [one, three]
     assert ledger.find(KEY, "t1") is None
     assert not ledger.is_warming(KEY)
-
-
-def test_a_credential_goes_over_to_whom_it_is_assigned() -> None:
-    ledger = Ledger()
-    spare, own = ledger.credential(("ins_a", "spare")), ledger.credential(KEY)
-    ledger.assign(("ins_a", "spare"), KEY)
-    assert ledger.key(spare) == KEY
-    assert ledger.key(own) is None
-    assert ledger.credential(KEY) == spare
-    ledger.assign(("ins_a", "spare"), ("ins_a", "ten_b"))
-    assert ledger.key(spare) == KEY
-    ledger.forget(*KEY)
-    assert ledger.key(spare) is None
 
 
 def test_a_cost_is_rounded_once_and_not_with_each_call() -> None:

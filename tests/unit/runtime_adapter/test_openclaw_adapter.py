@@ -1,9 +1,9 @@
 """An attempt on OpenClaw: runs outlive their streams, are joined, stopped, and end in the mesh's own words."""
 
 import asyncio
-from contextlib import asynccontextmanager, contextmanager
 
 import pytest
+from pretend_places import TENANT, FakeGateway, FakePool, FakeProxy, assistant, events_of, final, kinds, request
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as pb
 from retinue_kit.errors import Code, Reason, RetinueError
 from retinue_kit.wire import from_status
@@ -12,81 +12,10 @@ from retinue_runtime_adapter.domain.troubles import Trouble
 from retinue_runtime_adapter.openclaw import adapter as module
 from retinue_runtime_adapter.openclaw import keys, words
 from retinue_runtime_adapter.openclaw.adapter import OpenClawAdapter
-from retinue_runtime_adapter.openclaw.ports import Frame, Meter, Place
+from retinue_runtime_adapter.openclaw.ports import Frame, Meter
 from retinue_runtime_adapter.tools.ports import Scope
 
-TENANT = "ten_a"
 AGENT = keys.agent_id(TENANT)
-
-
-def assistant(text, delta=None):
-    return Frame("event", {"stream": "assistant", "data": {"text": text, "delta": delta or text, "itemId": "i:1"}})
-
-
-def final(*texts, tokens=(3, 2)):
-    usage = {"input": tokens[0], "output": tokens[1], "cost": {"total": 0}}
-    return Frame(
-        "final",
-        {
-            "status": "ok",
-            "result": {
-                "payloads": [{"text": text} for text in texts],
-                "meta": {"agentMeta": {"usage": usage, "model": "default"}, "stopReason": "stop"},
-            },
-        },
-    )
-
-
-class FakeGateway:
-    """Plays what it is given; joining a run plays it from the beginning."""
-
-    def __init__(self):
-        self.calls, self.aborted, self.script, self.gate = [], [], [], asyncio.Event()
-
-    async def run(self, call):
-        self.calls.append(call)
-        for frame in list(self.script):
-            if frame is None:
-                await self.gate.wait()
-            elif isinstance(frame, Exception):
-                raise frame
-            else:
-                yield frame
-
-    async def abort(self, session_key, run_id):
-        self.aborted.append((session_key, run_id))
-        self.gate.set()
-        return True
-
-
-class FakePool:
-    def __init__(self, gateway):
-        self.gateway, self.sessions, self.placed, self.held, self.trouble = gateway, {}, [], 0, None
-        self.begun = []
-
-    def status(self):
-        return True, "one gateway"
-
-    @asynccontextmanager
-    async def place(self, tenant_id, isolation, *, wait_s):
-        if self.trouble is not None:
-            raise self.trouble
-        self.placed.append((tenant_id, isolation))
-        self.held += 1
-        try:
-            yield Place("ins_1", keys.agent_id(tenant_id), self.gateway, self.sessions, self.begun.append)
-        finally:
-            self.held -= 1
-
-
-class FakeProxy:
-    def __init__(self):
-        self.runs, self.meter = [], Meter()
-
-    @contextmanager
-    def run(self, **given):
-        self.runs.append(given)
-        yield self.meter
 
 
 @pytest.fixture
@@ -116,19 +45,6 @@ async def adapter(pool, proxy, active):
     )
     yield made
     await made.close()
-
-
-def request(text="hello", **fields):
-    made = {"tenant_id": TENANT, "run_id": "run_1", "session_id": "ses_1", "attempt": 1, "contact": "anna"}
-    return pb.InvokeRequest(**{**made, "runtime": "openclaw", "text": text, **fields})
-
-
-async def events_of(adapter, asked):
-    return [event async for batch in adapter.invoke(asked) for event in batch]
-
-
-def kinds(events):
-    return [event.WhichOneof("event") for event in events]
 
 
 async def test_a_run_ends_with_its_message_a_checkpoint_and_what_was_paid(adapter, gateway, proxy, pool):
@@ -277,7 +193,7 @@ async def test_tools_are_called_for_the_run_that_is_under_way_and_for_none_after
     assert not others
     assert who == ("ins_1", AGENT, gateway.calls[0].session_key)
     assert identity.scope == Scope(
-        TENANT, "ses_1", "run_1", 7, "openclaw", agent_id="agt_1", contact="anna", kind="chat", model="m",
+        TENANT, "ses_1", "run_1", 7, "openclaw", agent_id="agt_1", contact="anna", kind="chat", model="p/small",
         allowed=(("exec", "ls"),), min_isolation="gvisor", egress=("a.b:443",),
     )  # fmt: skip
     assert identity.tools == {"exec", "read"}

@@ -5,7 +5,7 @@ import os
 from contextlib import AsyncExitStack
 
 import pytest
-from pretend_gateways import World, begin, ids, running, settle, visit
+from pretend_gateways import World, begin, ids, quiet, running, settle, visit
 from retinue_kit.errors import Reason, RetinueError
 from retinue_runtime_adapter.domain.troubles import Trouble
 from retinue_runtime_adapter.openclaw import fleet, instance, pool, seats
@@ -119,7 +119,7 @@ async def test_a_tenant_that_comes_first_finds_a_warm_agent_and_another_is_made_
         place = await visit(world, "ten_a")
         assert place.agent_id in warm
         assert gateway.providers[f"p-{place.agent_id}"]["apiKey"] == world.proxy.credentials[name, "ten_a"]
-        await settle()
+        await quiet(world)
         assert world.counts["config.patch"] == 1
 
 
@@ -174,10 +174,14 @@ async def test_when_all_cells_are_taken_the_longest_idle_one_gives_way() -> None
         first = await visit(world, "ten_a", CELL)
         world.clock.at += 1
         await visit(world, "ten_b", CELL)
-        with pytest.raises(Trouble, match="All cells are in use") as refused:
-            await visit(world, "ten_c", CELL)
-        assert (refused.value.error.retry_after_s or 0) > 0
-        world.clock.at += pool.CELL_KEPT_S
+        times = []
+        for pause_s in (0, pool.CELL_KEPT_S - 4, 2.5):
+            world.clock.at += pause_s
+            with pytest.raises(Trouble, match="All cells are in use") as refused:
+                await visit(world, "ten_c", CELL)
+            times.append(refused.value.error.retry_after_s)
+        assert times == [pool.NO_CELL_MAX_S, 3, pool.NO_CELL_MIN_S], "as long as until the oldest may give way"
+        world.clock.at += 0.5
         await visit(world, "ten_c", CELL)
         await settle()
         assert world.ended == [first.instance_id]
@@ -190,8 +194,9 @@ async def test_a_cell_with_a_run_gives_way_to_nobody() -> None:
         world.pool.place("ten_a", CELL, wait_s=5),
     ):
         world.clock.at += 10 * pool.CELL_KEPT_S
-        with pytest.raises(Trouble, match="All cells are in use"):
+        with pytest.raises(Trouble, match="All cells are in use") as refused:
             await visit(world, "ten_b", CELL)
+        assert refused.value.error.retry_after_s == pool.NO_CELL_MAX_S
 
 
 async def test_a_tenant_whose_plan_changes_moves() -> None:
@@ -243,6 +248,8 @@ async def test_an_agent_that_is_asked_for_without_a_run_is_warmed_up() -> None:
         assert {one.state for one in created} <= {"ready", "pending"}
         await settle()
         assert {world.pool.instance_of(f"ten_{number}").state for number in range(4)} == {"ready"}
+        await quiet(world)
+        await quiet(world)
         assert len(world.gateway(created[0].instance_id).runs) == 4 + instance.SPARE_COUNT
         assert world.pool.instance_of("ten_3").tenant_ids == ["ten_3"]
 
@@ -330,6 +337,28 @@ async def test_a_tenant_that_is_deleted_leaves_nothing() -> None:
         again = await visit(world, "ten_a")
         assert again.agent_id != place.agent_id
         assert again.sessions is not place.sessions
+
+
+async def test_bounded_a_tenant_gives_its_instance_back_so_often_within_a_time_and_others_as_well() -> None:
+    async with running(openclaw_shared_count=0) as world:
+        for _ in range(pool.RETURNS_MAX):
+            await world.pool.create("ten_a", CELL)
+            await settle()
+            await world.pool.delete("ten_a")
+            world.clock.at += 1
+        kept = await world.pool.create("ten_a", CELL)
+        await settle()
+        for _ in range(2):
+            with pytest.raises(RetinueError) as refused:
+                await world.pool.delete("ten_a")
+            assert refused.value.reason is Reason.QUOTA_EXCEEDED
+            assert refused.value.retry_after_s == pool.RETURNS_WINDOW_S - pool.RETURNS_MAX
+        assert world.pool.instance_of("ten_a").instance_id == kept.instance_id, "nothing was lost"
+        assert world.counts["begin"] == pool.RETURNS_MAX + 1
+        await world.pool.create("ten_b", CELL)
+        await world.pool.delete("ten_b")
+        world.clock.at += pool.RETURNS_WINDOW_S - pool.RETURNS_MAX
+        await world.pool.delete("ten_a")
 
 
 async def test_a_run_that_waits_while_its_tenant_is_deleted_gets_a_new_agent() -> None:

@@ -7,7 +7,7 @@ import pytest
 from pretend_gateways import World, begin, ids, running, settle, visit
 from retinue_kit.errors import Reason
 from retinue_runtime_adapter.domain.troubles import Trouble
-from retinue_runtime_adapter.openclaw import fleet, instance
+from retinue_runtime_adapter.openclaw import fleet, instance, wear
 from retinue_runtime_adapter.openclaw.ports import Isolation
 
 SHARED, CELL = Isolation.SHARED, Isolation.CELL
@@ -43,15 +43,32 @@ async def test_a_run_waits_no_longer_than_it_may() -> None:
 
 async def test_a_gateway_that_lags_behind_is_given_fewer_runs() -> None:
     async with running(openclaw_run_count=2) as world:
-        world.busy = True
+        world.lags = True
         await world.pool.watch()
         async with world.pool.place("ten_a", SHARED, wait_s=5):
             other = begin(world, "ten_b")
             await settle()
             assert not other.done()
-            world.busy = False
+            world.lags = False
             await world.pool.watch()
             await other
+
+
+async def test_a_gateway_that_lags_behind_for_good_goes_when_its_successor_serves_and_its_runs_are_over() -> None:
+    async with running() as world:
+        async with world.pool.place("ten_a", SHARED, wait_s=5) as place:
+            world.lags = True
+            await world.pool.watch()
+            world.clock.at += wear.LAG_MAX_S
+            await world.pool.watch()
+            await settle()
+            world.lags = False
+            await world.pool.watch()
+            assert place.instance_id in world.alive, "its run goes on"
+            assert (await visit(world, "ten_b")).instance_id != place.instance_id
+        await world.pool.watch()
+        await settle()
+        assert world.ended == [place.instance_id]
 
 
 # --- what is lost or idle ------------------------------------------------------------------------------------------

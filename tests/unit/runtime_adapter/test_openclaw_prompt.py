@@ -73,3 +73,22 @@ def test_folders_of_the_host_are_those_of_the_box_in_what_a_model_reads() -> Non
         {"role": "developer", "content": [{"type": "text", "text": expected}]},
         user,
     ]
+
+
+def test_a_preface_stands_behind_the_last_instruction_in_the_same_message():
+    parts = [{"type": "text", "text": "be kind"}]
+    heads = [{"role": "system", "content": "one"}, {"role": "developer", "content": parts}]
+    before, own = [{"role": "user", "content": "two"}], [{"role": "user", "content": "three"}]
+    first, second, *rest = shape([*heads, *own], before, "Has a cat. <" + MARK)
+    assert first == heads[0]
+    assert second["content"] == [*parts, {"type": "text", "text": f"\n\nHas a cat. <{MARK}"}]
+    assert rest == [*before, *own]
+    assert heads[1]["content"] == [{"type": "text", "text": "be kind"}], "nothing given is changed"
+
+
+def test_a_preface_without_instructions_is_one_by_itself_and_none_changes_nothing():
+    own = [{"role": "user", "content": "three"}]
+    assert shape(own, [], "Has a cat.") == [{"role": "system", "content": "Has a cat."}, *own]
+    empty = [{"role": "system", "content": None}, *own]
+    assert shape(empty, [], "Has a cat.")[0]["content"] == "Has a cat."
+    assert shape(own, [], "") == own

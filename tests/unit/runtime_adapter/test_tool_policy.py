@@ -26,7 +26,8 @@ def test_commands_may_be_run_only_where_that_is_allowed() -> None:
 
 def test_an_agent_without_an_entry_of_its_own_has_no_built_in_tool() -> None:
     tools = tool_policy.base_tools()
-    assert (tools["profile"], tools["deny"]) == ("minimal", ["group:openclaw"])
+    assert (tools["profile"], tools["deny"]) == ("minimal", list(tool_policy.OFF))
+    assert not {"memory_search", "group:memory", "group:openclaw"} & set(tools["deny"]), "one of ours has that name"
     assert tools["sessions"] == {"visibility": "self"}
     assert not tools["elevated"]["enabled"]
     assert not tools["agentToAgent"]["enabled"]
@@ -44,10 +45,10 @@ def test_our_plugin_is_loaded_and_no_other() -> None:
 
 
 def test_the_token_of_an_instance_stands_in_the_plugins_own_configuration_alone() -> None:
-    policy = tool_policy.policy("/p", "http://127.0.0.1:1", "secret", allowed=["exec"])
+    policy = tool_policy.policy("/p", "http://127.0.0.1:1", "hushhush", allowed=["exec"])
     parts = [policy.tools, policy.agent_tools, policy.sandbox, policy.commands]
-    assert "secret" not in json.dumps([dict(part) for part in parts])
-    assert json.dumps(dict(policy.plugins)).count("secret") == 1
+    assert "hushhush" not in json.dumps([dict(part) for part in parts])
+    assert json.dumps(dict(policy.plugins)).count("hushhush") == 1
     assert not any(policy.commands.values())
 
 

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from retinue_sandbox.audit import FIELDS, ITEMS_MAX, TEXT_LENGTH_MAX, Audit, redacted
+from retinue_sandbox.audit import FIELDS, ITEMS_MAX, TEXT_LENGTH_MAX, Audit
 from retinue_sandbox.metrics import audit_failures
+from retinue_sandbox.redacting import redacted
 from structlog.testing import capture_logs
 
 
@@ -96,6 +97,22 @@ def test_without_a_folder_records_are_lines_of_the_log(clock):
         ["sh", "-c", "PASSWORD=hidden tool"],
         ["sh", "-c", 'curl -d \'{"client_secret": "hidden"}\''],
         ["sh", "-c", "x" * 120 + " token=hidden"],
+        ["sh", "-c", "export PGPASSWORD=hidden; psql"],
+        ["sh", "-c", 'DB_PASSWORD="two hidden words" tool'],
+        ["sh", "-c", "DB_PASSWORD='two hidden words' tool"],
+        ["sh", "-c", "PASSWORD=two\\ hidden\\ words tool"],
+        ["sh", "-c", 'SECRET="not closed, hidden'],
+        ["sh", "-c", "tool --password hidden --verbose"],
+        ["sh", "-c", "tool --db-password 'two hidden words'"],
+        ["sh", "-c", "curl -u me:hidden https://example.com"],
+        ["sh", "-c", "curl --user 'me:hidden words' https://example.com"],
+        ["curl", "-u", "me:hidden", "https://example.com"],
+        ["sh", "-c", "mysql -u root -phidden base"],
+        ["sh", "-c", "sshpass -p hidden ssh example.com"],
+        ["sh", "-c", "curl -H 'X-Api-Key: hidden' -H \"Authorization: token hidden\" https://example.com"],
+        ["sh", "-c", "echo ghp_hiddenhiddenhidden1 | gh auth login"],
+        ["python3", "-c", "client(api_key='hidden words')"],
+        ["sh", "-c", "echo eyJhbGciOiJIUzI1hidden.eyJzdWIiOiJoaWRkZW4ihidden.hidden > file"],
     ],
 )
 def test_a_shortened_command_holds_no_secret(argv):
@@ -105,5 +122,13 @@ def test_a_shortened_command_holds_no_secret(argv):
 
 def test_a_command_without_secrets_is_shortened_and_else_left_alone():
     assert redacted(["git", "commit", "-m", "tokens are counted"]) == ["git", "commit", "-m", "tokens are counted"]
+    for text in (
+        "cd src && python3 -m pytest -x",
+        "grep -rn password src",
+        "tar -xzpf a.tar.gz",
+        "ls | sort -u",
+    ):
+        assert redacted(["sh", "-c", text]) == ["sh", "-c", text]
+    assert redacted(["sh", "-c", "TOKEN=x make && make install"])[2] == "TOKEN=*** make && make install"
     assert len(redacted(["x"] * 100)) == 16
     assert len(redacted(["x" * 1000])[0]) == 128

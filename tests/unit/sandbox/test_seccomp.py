@@ -20,6 +20,7 @@ NUMBERS = {
         "setns": 308, "process_vm_readv": 310, "bpf": 321, "userfaultfd": 323, "io_uring_setup": 425, "openat2": 437,
         "clone3": 435, "fchmodat2": 452, "memfd_secret": 447, "open_by_handle_at": 304, "init_module": 175,
         "landlock_create_ruleset": 444, "chroot": 161, "pidfd_getfd": 438,
+        "memfd_create": 319, "msgget": 68, "msgsnd": 69, "semget": 64, "semop": 65, "shmget": 29,
     },
     "aarch64": {
         "read": 63, "write": 64, "ioctl": 29, "socket": 198, "socketpair": 199, "clone": 220, "execve": 221,
@@ -27,6 +28,7 @@ NUMBERS = {
         "perf_event_open": 241, "setns": 268, "process_vm_readv": 270, "bpf": 280, "userfaultfd": 282,
         "io_uring_setup": 425, "openat2": 437, "clone3": 435, "fchmodat2": 452, "memfd_secret": 447,
         "open_by_handle_at": 265, "init_module": 105, "landlock_create_ruleset": 444, "chroot": 51, "pidfd_getfd": 438,
+        "memfd_create": 279, "msgget": 186, "msgsnd": 189, "semget": 190, "semop": 193, "shmget": 194,
     },
 }  # fmt: skip
 
@@ -93,6 +95,12 @@ def test_what_programs_live_on_is_open(machine: str) -> None:
 @pytest.mark.parametrize("name", CLOSED)
 def test_what_leads_deep_into_the_kernel_is_closed(machine: str, name: str) -> None:
     assert both(machine, name) == REFUSED
+
+
+def test_memory_that_no_limit_counts_is_not_to_be_had(machine: str) -> None:
+    for name in ("memfd_create", "msgget", "msgsnd", "semget", "semop"):
+        assert both(machine, name) == UNKNOWN, name
+    assert both(machine, "shmget") == ALLOW, "segments are counted"
 
 
 def test_calls_that_come_with_later_kernels_are_closed(machine: str) -> None:

@@ -20,8 +20,8 @@ WIDE = Profile(egress=("example.com:443",))
 class FakeBox:
     isolation = Isolation.NAMESPACE
 
-    def __init__(self, tenant_id, profile):
-        self.tenant_id, self.profile = tenant_id, profile
+    def __init__(self, tenant_id, profile, may_go):
+        self.tenant_id, self.profile, self.may_go = tenant_id, profile, may_go
         self.lost = asyncio.Event()
         self.at_work = 0
 
@@ -42,6 +42,7 @@ class FakeBox:
 
     async def close(self):
         self.lost.set()
+        await self.may_go.wait()
 
 
 class FakeBackend:
@@ -50,14 +51,20 @@ class FakeBackend:
 
     def __init__(self):
         self.boxes = []
+        self.held = 0
+        self.may_go = asyncio.Event()
+        self.may_go.set()
 
     async def check(self):
         return []
 
     async def open(self, workspace, profile):
         await asyncio.sleep(0)
-        self.boxes.append(FakeBox(workspace.tenant_id, profile))
+        self.boxes.append(FakeBox(workspace.tenant_id, profile, self.may_go))
         return self.boxes[-1]
+
+    async def held_bytes(self, tenant_id):
+        return self.held
 
     async def close(self):
         pass
@@ -65,6 +72,7 @@ class FakeBackend:
 
 class FakeWorkspaces:
     def __init__(self):
+        self.held_max = 1000
         self.problem = ""
         self.fds = []
 
@@ -72,8 +80,8 @@ class FakeWorkspaces:
         self.fds.append(os.open("/", os.O_PATH))
         return Workspace(tenant_id, self.fds[-1], 1000)
 
-    async def over_quota(self, tenant_id):
-        return self.problem
+    async def over_quota(self, tenant_id, held_bytes=0):
+        return self.problem or ("Too much is held." if held_bytes > self.held_max else "")
 
 
 class Clock:
@@ -195,6 +203,19 @@ async def test_a_one_shot_has_a_box_of_its_own_that_ends_with_it(house):
     assert (await rest).reason == Reason.STALE_FENCING_TOKEN
 
 
+async def test_the_end_of_a_one_shot_is_told_once_its_box_is_killed_and_bounded_it_counts_until_it_is_gone():
+    house = House(tenant_boxes_max=1)
+    house.backend.may_go.clear()
+    assert (await house.exec(one_shot=True)).outcome == Outcome.EXITED
+    assert house.backend.boxes[0].lost.is_set()
+    second = asyncio.create_task(house.exec(one_shot=True))
+    await asyncio.wait([second], timeout=0.02)
+    assert len(house.backend.boxes) == 1, "the first is not gone"
+    house.backend.may_go.set()
+    assert (await second).outcome == Outcome.EXITED
+    await house.sessions.close()
+
+
 async def test_leaving_an_execution_ends_it_and_the_session_goes_on(house):
     items = await under_way(house)
     await items.aclose()
@@ -248,7 +269,7 @@ async def test_whoever_leaves_while_files_are_opened_leaves_nothing_open(house, 
         opened.append(os.open("/", os.O_PATH))
         return Workspace(tenant_id, opened[-1], 1000)
 
-    house.sessions._workspaces.open = slow
+    house.workspaces.open = slow
     opening = asyncio.create_task(house.open())
     await asyncio.sleep(0.01)
     opening.cancel()
@@ -319,6 +340,16 @@ async def test_who_has_too_many_files_is_stopped_and_executes_nothing_until_some
     error = await refusal(house.exec())
     assert (error.reason, error.metadata) == (Reason.QUOTA_EXCEEDED, {"quota": "files"})
     house.workspaces.problem = ""
+    assert (await house.exec()).outcome == Outcome.EXITED
+
+
+async def test_files_without_a_name_that_are_held_open_count_with_the_others(house, monkeypatch):
+    monkeypatch.setattr(running, "LOOK_S", 0.01)
+    house.backend.held = house.workspaces.held_max + 1
+    items = await under_way(house)
+    end = await anext(items)
+    assert (end.outcome, end.message) == (Outcome.DISK, "Too much is held.")
+    house.backend.held = 0
     assert (await house.exec()).outcome == Outcome.EXITED
 
 

@@ -4,9 +4,9 @@ It repeats, it does not think; each plain answer says so. It lets Retinue run wi
 the tests and the benchmark. `python -m retinue_local.offline_model --port N` listens on the loopback address and prints
 its port as the first line (`--port 0` takes a free one).
 
-`POST /v1/chat/completions` (streamed and not), `GET /v1/models`, `GET /health`. `GET /_stats` counts requests, those
-open now, and those whose client left before the end. With `--record`, `GET /_requests` shows the latest requests: body,
-names of headers, traceparent.
+`POST /v1/chat/completions` (streamed and not), `POST /v1/embeddings` (nearness by words that are shared), `GET
+/v1/models`, `GET /health`. `GET /_stats` counts requests, those open now, and those whose client left before the end.
+With `--record`, `GET /_requests` shows the latest requests: body, names of headers, traceparent.
 
 Words of the last user message that begin with `#` steer the answer, for tests. Several may be given, also joined by
 commas: `#tokens=20 #delay=50` or `#fail_times=2,status=503,key=a`.
@@ -47,6 +47,7 @@ import msgspec
 from aiohttp import web
 
 from retinue_local.offline_plan import BEFORE, NAME, ROLE, Plan, Request, count_tokens
+from retinue_local.offline_vectors import vector_of
 
 RECORDED_MAX = 200
 """Requests shown at /_requests, the latest ones."""
@@ -69,7 +70,15 @@ _TROUBLES = frozenset({"error", "cut", "hang", "nonsense"})
 _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
 
 
+class Texts(msgspec.Struct):
+    """A request for vectors."""
+
+    input: list[str]
+    model: str = NAME
+
+
 _decode = msgspec.json.Decoder(Request).decode
+_decode_texts = msgspec.json.Decoder(Texts).decode
 
 
 class OfflineModel:
@@ -87,6 +96,7 @@ class OfflineModel:
         """The routes."""
         app = web.Application(client_max_size=BODY_SIZE_MAX_BYTES)
         app.router.add_post("/v1/chat/completions", self.complete)
+        app.router.add_post("/v1/embeddings", self.embed)
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/health", self.health)
         app.router.add_get("/_stats", self.stats)
@@ -112,6 +122,18 @@ class OfflineModel:
     async def requests(self, _request: web.Request) -> web.Response:
         """Show the latest requests, oldest first."""
         return web.json_response(list(self._recorded))
+
+    async def embed(self, http: web.Request) -> web.Response:
+        """Turn texts into vectors."""
+        self._request_count += 1
+        try:
+            asked = _decode_texts(await http.read())
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return _refusal(400, f"The request is not valid: {error}", "invalid_request")
+        data = [{"index": index, "embedding": vector_of(text)} for index, text in enumerate(asked.input)]
+        tokens = sum(map(count_tokens, asked.input))
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return web.json_response({"object": "list", "model": asked.model, "data": data, "usage": usage})
 
     async def complete(self, http: web.Request) -> web.StreamResponse:
         """Answer a conversation."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from retinue_local.offline_summary import summary_of
 from retinue_local.offline_tools import Called, Script, call_chunks
 
 NAME = "offline"
@@ -84,8 +85,9 @@ class Plan:
         self.options: dict[str, str] = {}
         self.reasoning = ""
         self.calls: list[Called] = []
-        spoken: str | None = None
-        if "#" in said:
+        system = request.messages[0].text() if request.messages and request.messages[0].role == "system" else ""
+        spoken = summary_of(system, said)
+        if "#" in said and spoken is None:
             script = Script.find(said)
             if script is not None:
                 said = script.rest

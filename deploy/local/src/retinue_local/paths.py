@@ -44,6 +44,11 @@ class Paths(NamedTuple):
         return self.state / "traces"
 
     @property
+    def audit(self) -> Path:
+        """What was executed for tenants, and what was done to their files: a file a day."""
+        return self.state / "audit"
+
+    @property
     def openclaw(self) -> Path:
         """Installed releases of OpenClaw, each with a Node; what is in it can be fetched again."""
         return self.state / "openclaw"
@@ -57,6 +62,11 @@ class Paths(NamedTuple):
     def sealing_keys(self) -> Path:
         """The keys that secrets in the database are sealed with."""
         return self.state / "sealing-keys"
+
+    @property
+    def bundle_key(self) -> Path:
+        """The key that bundles are signed with."""
+        return self.state / "bundle-signing.key"
 
     @property
     def status(self) -> Path:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from retinue_local import envoy, health, postgres, redis, sealing_keys, settings
+from retinue_local import bundle_key, envoy, health, postgres, redis, sealing_keys, settings
 from retinue_local.health import Check
 from retinue_local.model_choice import ModelChoice
 from retinue_local.options import Options
@@ -24,6 +24,11 @@ _INHERITED = ("PATH", "LANG", "HOME", "TMPDIR", "TZ", "PYTHONPATH", "SSL_CERT_FI
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 _SECRET = "RETINUE_MODEL_API_KEY"
 _POLICY_DIR = "RETINUE_POLICY_DIR"
+_SEALING_KEYS = "RETINUE_SEALING_KEYS_FILE"
+_BUNDLE_KEY = "RETINUE_BUNDLE_SIGNING_KEY_FILE"
+_KEYS = {"router": _SEALING_KEYS, "courier": _SEALING_KEYS, "portability": _BUNDLE_KEY}
+"""Who reads keys of the deployment's, and by which variable it learns where they are."""
+
 _DEFAULTS = {"policy": {"RETINUE_CELL_PLANS": "team,enterprise"}}
 """Where the local deployment differs from the services' own. New tenants are of the plan `pro`: on one machine they
 share a gateway, since each cell takes about a GiB."""
@@ -151,6 +156,7 @@ def service_environ(ground: Ground, name: str) -> dict[str, str]:
         "RETINUE_REDIS_URL": f"unix://{folders.socket('redis')}",
         "RETINUE_WORKSPACES_DIR": str(folders.workspaces),
         "RETINUE_TRACE_DIR": str(folders.traces),
+        "RETINUE_AUDIT_DIR": caller.get("RETINUE_AUDIT_DIR") or str(folders.audit),
         "RETINUE_RUNTIMES": ground.runtimes.names,
         # Ten small processes: arenas for many threads would only hold memory back.
         "MALLOC_ARENA_MAX": "2",
@@ -164,8 +170,8 @@ def service_environ(ground: Ground, name: str) -> dict[str, str]:
         environ["RETINUE_MIGRATE_DSN"] = ground.home.dsn(postgres.SUPERUSER)
     if kind == "directory":
         environ["RETINUE_POSTGRES_DSN"] = ground.home.dsn("retinue_directory")
-    if kind in ("router", "courier"):
-        environ.setdefault("RETINUE_SEALING_KEYS_FILE", str(folders.sealing_keys))
+    if kind in _KEYS:
+        environ.setdefault(_KEYS[kind], str(folders.bundle_key if kind == "portability" else folders.sealing_keys))
     if kind == "courier":
         environ["RETINUE_POSTGRES_DSN"] = ground.home.dsn("retinue_courier")
     if kind in ("router", "worker"):
@@ -205,14 +211,18 @@ def _service(ground: Ground, name: str, module: str, needs: tuple[str, ...], sta
         grace_s=_worker_grace_s(environ) if kind_of(name) == "worker" else STOP_GRACE_S,
         hurry_s=WORKER_GRACE_MARGIN_S if kind_of(name) == "worker" else 0.0,
         place=check.place,
-        prepare=_prepare_keys(ground, environ) if name == "router" else _nothing,
+        prepare=_prepare_keys(ground, name, environ),
     )
 
 
-def _prepare_keys(ground: Ground, environ: Mapping[str, str]) -> Callable[[], Awaitable[None]]:
-    own = ground.paths.sealing_keys
-    # A file that the operator names is the operator's to make.
-    return partial(sealing_keys.prepare, own) if environ["RETINUE_SEALING_KEYS_FILE"] == str(own) else _nothing
+def _prepare_keys(ground: Ground, name: str, environ: Mapping[str, str]) -> Callable[[], Awaitable[None]]:
+    """Make the keys that a service reads; a file that the operator names is the operator's to make."""
+    own = ground.paths
+    if name == "router" and environ[_SEALING_KEYS] == str(own.sealing_keys):
+        return partial(sealing_keys.prepare, own.sealing_keys)
+    if name == "portability" and environ[_BUNDLE_KEY] == str(own.bundle_key):
+        return partial(bundle_key.prepare, own.bundle_key)
+    return _nothing
 
 
 def _worker_grace_s(environ: Mapping[str, str]) -> float:

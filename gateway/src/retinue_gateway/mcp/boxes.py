@@ -1,5 +1,6 @@
 """What a client of MCP asks of its tenant's box: allowed by policy, then done by the sandbox."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
@@ -20,7 +21,7 @@ from retinue_kit.client import Peer
 from retinue_kit.errors import Reason, RetinueError
 
 from retinue_gateway.credentials import Caller
-from retinue_gateway.decisions import Decisions
+from retinue_gateway.decisions import Allowances, Decisions
 
 KIND = "mcp"
 """What such calls are to policy: a kind beside "chat" and the kinds of tasks, and a runtime beside the others."""
@@ -72,9 +73,10 @@ def session_of(caller: Caller, given: str) -> str:
 class Boxes:
     """Every method asks policy first, and raises RetinueError only: what it denies is POLICY_DENIED."""
 
-    def __init__(self, policy: Peer, sandbox: Peer) -> None:
+    def __init__(self, policy: Peer, sandbox: Peer, router: Peer) -> None:
         self._policy = policy
         self._decisions = Decisions(policy)
+        self._allowances = Allowances(router)
         self._sandbox = sandbox
         self._rules: Any = tool_service_pb2_grpc.ToolServiceStub(policy.channel)
         self._boxes: Any = sandbox_service_pb2_grpc.SandboxServiceStub(sandbox.channel)
@@ -84,7 +86,7 @@ class Boxes:
         self, ask: Ask, command: str, *, cwd: str, stdin: bytes, timeout_s: float
     ) -> AsyncIterator[execution_pb2.Output | execution_pb2.Exit]:
         """Run a shell's command; yields what it says, and how it ended at last. Leaving the iteration kills it."""
-        profile = await self._allow(ask)
+        profile = await self.allow(ask)
         request = sandbox_service_pb2.ExecRequest(
             tenant_id=ask.caller.tenant_id,
             session_id=ask.session_id,
@@ -103,7 +105,7 @@ class Boxes:
         self, ask: Ask, source: str, *, timeout_s: float
     ) -> AsyncIterator[execution_pb2.Output | execution_pb2.Exit]:
         """Run Python source, likewise."""
-        profile = await self._allow(ask)
+        profile = await self.allow(ask)
         request = sandbox_service_pb2.RunPythonRequest(
             tenant_id=ask.caller.tenant_id,
             session_id=ask.session_id,
@@ -180,10 +182,12 @@ class Boxes:
         answer: sandbox_service_pb2.CloseSessionResponse = await self._sandbox.call(self._boxes.CloseSession, request)
         return answer.closed
 
-    async def _allow(self, ask: Ask) -> execution_pb2.Profile:
+    async def allow(self, ask: Ask) -> execution_pb2.Profile:
         """Ask policy; answers which box the call may have. Raises RetinueError(POLICY_DENIED)."""
         tenant_id = ask.caller.tenant_id
-        decision = await self._decisions.decide(tenant_id, KIND)
+        decision, allowed = await asyncio.gather(
+            self._decisions.decide(tenant_id, KIND), self._allowances.find(tenant_id)
+        )
         if not decision.sandbox_profile:
             raise RetinueError(Reason.POLICY_DENIED, "This tenant has no tools.", rule="sandbox_profile")
         arguments = Struct()
@@ -193,6 +197,7 @@ class Boxes:
             scope=tool_service_pb2.ToolScope(principal=ask.caller.principal[:256], kind=KIND, runtime=KIND),
             tool=ask.tool,
             arguments=arguments,
+            allowed=allowed,
         )
         answer = await self._policy.call(self._rules.AuthorizeTool, request)
         found: tool_service_pb2.ToolDecision = answer.decision
@@ -204,7 +209,7 @@ class Boxes:
         return execution_pb2.Profile(min_isolation=decision.sandbox_profile, egress=decision.egress)
 
     async def _file(self, ask: Ask, method: Callable[..., Any], request: object) -> Any:
-        await self._allow(ask)
+        await self.allow(ask)
         return await self._sandbox.call(method, request, timeout_s=FILE_TIMEOUT_S)
 
     async def _follow(

@@ -1,21 +1,24 @@
-"""MCP over HTTP at one path, without sessions of its own: every request is whole, and any process may answer it."""
+"""MCP over HTTP at one path, without sessions of its own: every request is whole, and any process may answer it.
+
+The `mcp` package takes seconds of a processor to load, and 34 MiB. A gateway loads it for the first request that needs
+it, in a thread, so that whoever is served meanwhile goes on being served.
+"""
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, NamedTuple
 
-from mcp.server.mcpserver import Context
-from mcp.server.transport_security import TransportSecuritySettings
+import structlog
 from opentelemetry.trace import SpanKind
 from retinue_kit import telemetry, tenancy, wire
 from retinue_kit.errors import Reason, RetinueError
 
 from retinue_gateway import asgi
 from retinue_gateway.credentials import Caller, Credentials
-from retinue_gateway.mcp import tools
-from retinue_gateway.mcp.boxes import Ask, Boxes, session_of
+from retinue_gateway.mcp.boxes import Boxes
+from retinue_gateway.mcp.keeping import Keeping
 
 PATH = "/v1/mcp"
 
@@ -27,55 +30,81 @@ CALLS_MAX = 256
 
 RETRY_AFTER_S = 1.0
 
-START_TIMEOUT_S = 10.0
-"""For what serves requests to be there; it is a task that begins."""
+LOAD_TIMEOUT_S = 30.0
+"""How long a request waits for what serves it to be loaded: a few seconds, the rest for a machine that is busy."""
 
-SESSION_KEY = "mcp-session-id"
-"""What a client may tell its conversations apart by. We hand out none, so that any process may serve any request."""
-
-_CALLER = "retinue.caller"
+CALLER = "retinue.caller"
 """Under this name the request holds who calls."""
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class Served(NamedTuple):
+    """What serves requests, once `run` is entered."""
+
+    app: asgi.SocketHandler
+    run: Callable[[], AbstractAsyncContextManager[None]]
+
+
+def load(boxes: Boxes, keeping: Keeping, names: list[str]) -> Served:
+    """Make what serves requests; takes seconds the first time. `names` are those of this address."""
+    from retinue_gateway.mcp import serving
+
+    return Served(*serving.make(boxes, keeping, names, PATH))
 
 
 class Endpoint:
     """Serves POST, while `running` is entered."""
 
-    def __init__(self, boxes: Boxes, credentials: Credentials, hosts: str) -> None:
+    def __init__(self, boxes: Boxes, keeping: Keeping, credentials: Credentials, hosts: str) -> None:
         """`hosts` are the public names of this address, separated by commas; `:*` stands for any port."""
-        names = [name.strip() for name in hosts.split(",") if name.strip()]
+        self._names = [name.strip() for name in hosts.split(",") if name.strip()]
+        self._boxes = boxes
+        self._keeping = keeping
         self._credentials = credentials
         self._counts: Counter[str] = Counter()
-        server = tools.server(boxes, _read)
-        self._app = server.streamable_http_app(
-            streamable_http_path=PATH,
-            stateless_http=True,
-            max_request_body_size=asgi.BODY_SIZE_MAX_BYTES,
-            transport_security=TransportSecuritySettings(
-                allowed_hosts=names,
-                allowed_origins=[f"{scheme}://{name}" for name in names for scheme in ("http", "https")],
-            ),
-        )
-        self._manager = server.session_manager
+        self._holding: asyncio.Task[None] | None = None
+        self._ready: asyncio.Future[asgi.SocketHandler] | None = None
+        self._over = asyncio.Event()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Serve for as long as this is entered; what is under way at the end is cancelled."""
-        ready, over = asyncio.Event(), asyncio.Event()
-
-        async def hold() -> None:
-            # In a task of its own: who enters this need not be who leaves it, as its scopes want it.
-            async with self._manager.run():
-                ready.set()
-                await over.wait()
-
-        holding = asyncio.create_task(hold(), name="mcp")
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                await ready.wait()
             yield
         finally:
-            over.set()
-            await holding
+            self._over.set()
+            if self._holding is not None:
+                await self._holding
+
+    async def _app(self) -> asgi.SocketHandler:
+        """Answer what serves requests; all who wait wait for one load, and whoever leaves does not stop it.
+
+        Raises RetinueError(DEPENDENCY_UNAVAILABLE) where that takes too long.
+        """
+        if self._ready is None or (self._ready.done() and self._ready.exception() is not None):
+            self._ready = asyncio.get_running_loop().create_future()
+            # In a task of its own: who asks first need not be who is there at the end, as its scopes want it.
+            self._holding = asyncio.create_task(self._hold(self._ready), name="mcp")
+        try:
+            async with asyncio.timeout(LOAD_TIMEOUT_S):
+                return await asyncio.shield(self._ready)
+        except TimeoutError:
+            raise RetinueError.unavailable("mcp", private="it was not loaded in time") from None
+
+    async def _hold(self, ready: "asyncio.Future[asgi.SocketHandler]") -> None:
+        try:
+            served = await asyncio.to_thread(load, self._boxes, self._keeping, self._names)
+            async with served.run():
+                ready.set_result(served.app)
+                await self._over.wait()
+        except Exception as error:
+            log.error("mcp cannot be served", exc_info=error)
+            if ready.done():
+                self._ready = None  # who comes next has it made anew
+            else:
+                ready.set_exception(error)
+                ready.exception()  # is looked at by those who wait, if any still does
 
     async def serve(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         """Serve one request, as ASGI calls it. What is refused here is refused in the public API's own shape."""
@@ -97,7 +126,12 @@ class Endpoint:
             return
         self._counts[mine] += 1
         try:
-            await self._answer(scope, caller, request.headers, _again(body, receive), send)
+            try:
+                app = await self._app()
+            except Exception as error:
+                await asgi.refuse(request, error)
+                return
+            await self._answer(app, scope, caller, request.headers, _again(body, receive), send)
         finally:
             self._counts[mine] -= 1
             if not self._counts[mine]:
@@ -105,6 +139,7 @@ class Endpoint:
 
     async def _answer(
         self,
+        app: asgi.SocketHandler,
         scope: asgi.Scope,
         caller: Caller,
         headers: Mapping[str, str],
@@ -115,7 +150,7 @@ class Endpoint:
         parent = headers.get("traceparent", "")
         with telemetry.span("mcp", kind=SpanKind.SERVER, traceparent=parent) as span:
             span.set_attribute("tenant.id", caller.tenant_id)
-            await self._app({**scope, _CALLER: caller}, receive, send)
+            await app({**scope, CALLER: caller}, receive, send)
 
 
 async def _refuse_method(request: asgi.Request) -> None:
@@ -136,12 +171,3 @@ def _again(body: bytes, receive: asgi.Receive) -> asgi.Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
-
-
-def _read(context: Context, tool: str, arguments: Mapping[str, Any]) -> Ask:
-    """Read who calls: out of the request that Envoy let in, and nothing that a client says in a call."""
-    request = context.request_context.request
-    assert request is not None
-    caller: Caller = request.scope[_CALLER]
-    given = request.headers.get(SESSION_KEY, "")
-    return Ask(caller, session_of(caller, given), str(context.request_context.request_id), tool, arguments)

@@ -63,3 +63,34 @@ class Stopped(BaseModel):
     """Whether there was anything to stop."""
 
     stopped: bool
+
+
+class Noted(BaseModel):
+    """Facts that were remembered."""
+
+    facts: list[str] = Field(description="Their ids, in the order asked; a text that was known keeps its id.")
+
+
+class FoundFact(BaseModel):
+    """A fact that was found."""
+
+    fact: str = Field(description="Its id.")
+    contact: str = Field(description="Of whom; empty for what concerns everybody.")
+    domain: str
+    kind: str
+    importance: int
+    text: str
+
+
+class Found(BaseModel):
+    """What was found."""
+
+    facts: list[FoundFact] = Field(description="The best first.")
+
+
+class Scheduled(BaseModel):
+    """A task that comes again."""
+
+    schedule: str = Field(description="Its id.")
+    contact: str = Field(description="Who hears of each end.")
+    next_time: str = Field(description="When it comes next, in ISO 8601.")

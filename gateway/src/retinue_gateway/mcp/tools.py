@@ -2,22 +2,37 @@
 
 import base64
 import codecs
+import datetime
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import ToolAnnotations
-from pydantic import Field
+from pydantic import BaseModel, Field
+from retinue.router.v1.memory_service_pb2 import NewFact
 from retinue.sandbox.v1 import execution_pb2
 from retinue_kit import tenancy
 from retinue_kit.errors import RetinueError
 
 from retinue_gateway import encode
 from retinue_gateway.mcp.boxes import WALL_TIME_S, Ask, Boxes
-from retinue_gateway.mcp.results import Execution, FileEntry, FileText, FileWritten, Listing, Removed, Stopped
+from retinue_gateway.mcp.keeping import Keeping
+from retinue_gateway.mcp.results import (
+    Execution,
+    FileEntry,
+    FileText,
+    FileWritten,
+    Found,
+    FoundFact,
+    Listing,
+    Noted,
+    Removed,
+    Scheduled,
+    Stopped,
+)
 
 NAME = "retinue-sandbox"
 VERSION = "1"
@@ -31,6 +46,24 @@ COMMAND_LENGTH_MAX = 100_000
 
 TEXT_LENGTH_MAX = 512 * 1024
 """Characters of source, of input, and of what is written into a file; a request holds 1 MiB."""
+
+TASK_LENGTH_MAX = 8000
+"""Characters of what a task is to do."""
+
+FACT_LENGTH_MAX = 2000
+"""Characters of a fact."""
+
+TITLE_LENGTH_MAX = 200
+"""Characters of a note's title."""
+
+NOTE_LENGTH_MAX = FACT_LENGTH_MAX - TITLE_LENGTH_MAX - 2
+"""Characters of a note, which is one fact together with its title."""
+
+FACTS_MAX = 20
+"""Facts that one call remembers."""
+
+QUERY_LENGTH_MAX = 1000
+"""Characters of what is looked for in memory."""
 
 PATH_LENGTH_MAX = 4095
 DIGEST_LENGTH_MAX = 64
@@ -51,6 +84,7 @@ WORKSPACE = "/workspace"
 
 Path = Annotated[str, Field(min_length=1, max_length=PATH_LENGTH_MAX, description="Path beneath /workspace.")]
 Folder = Annotated[str, Field(max_length=PATH_LENGTH_MAX, description="Folder beneath /workspace; itself if empty.")]
+Contact = Annotated[str, Field(max_length=128, description="Of whom, by name; empty for what concerns everybody.")]
 Text = Annotated[str, Field(max_length=TEXT_LENGTH_MAX)]
 Digest = Annotated[
     str,
@@ -63,14 +97,24 @@ Timeout = Annotated[
     float, Field(ge=0.1, le=TIMEOUT_MAX_S, description="Seconds after which it is ended, with all that it started.")
 ]
 
+
+class Fact(BaseModel):
+    """A fact to remember."""
+
+    text: str = Field(min_length=1, max_length=FACT_LENGTH_MAX, description="The fact, in a sentence.")
+    domain: str = Field(default="", max_length=64, description="What it is about, in a word: letters, digits, - and _.")
+    kind: Literal["", "preference", "profile", "event", "task", "note"] = ""
+    importance: int = Field(default=0, ge=0, le=10, description="1 to 10; 5 if left out.")
+
+
 Read = Callable[[Context, str, Mapping[str, Any]], Ask]
 """Reads who calls from the request of a call, and what policy is to know of it: a tool's name, and arguments."""
 
 
-def server(boxes: Boxes, read: Read) -> MCPServer:
+def server(boxes: Boxes, keeping: Keeping, read: Read) -> MCPServer:
     """Make the server."""
     made = MCPServer(NAME, instructions=INSTRUCTIONS, version=VERSION, log_level="WARNING", subscriptions=False)
-    tools = _Tools(boxes, read)
+    tools = _Tools(boxes, keeping, read)
     for call, annotations in (
         (tools.sandbox_exec, _hints(destructive=True)),
         (tools.sandbox_python, _hints(destructive=True)),
@@ -80,6 +124,9 @@ def server(boxes: Boxes, read: Read) -> MCPServer:
         (tools.sandbox_list, _hints(read_only=True)),
         (tools.sandbox_delete, _hints(destructive=True)),
         (tools.sandbox_stop, _hints(destructive=True, idempotent=True)),
+        (tools.memory_note, _hints(idempotent=True)),
+        (tools.memory_search, _hints(read_only=True)),
+        (tools.schedule_task, _hints()),
     ):
         made.add_tool(call, annotations=annotations)
     return made
@@ -97,8 +144,9 @@ def _hints(*, read_only: bool = False, destructive: bool = False, idempotent: bo
 class _Tools:
     """The docstrings are what models read."""
 
-    def __init__(self, boxes: Boxes, read: Read) -> None:
+    def __init__(self, boxes: Boxes, keeping: Keeping, read: Read) -> None:
         self._boxes = boxes
+        self._keeping = keeping
         self._read = read
 
     async def sandbox_exec(
@@ -204,6 +252,63 @@ class _Tools:
         """End every process of this session. The files stay."""
         with self._asked(context, "stop", {}) as ask:
             return Stopped(stopped=await self._boxes.stop(ask))
+
+    async def memory_note(
+        self,
+        context: Context,
+        facts: Annotated[list[Fact], Field(max_length=FACTS_MAX)] = [],  # noqa: B006
+        title: Annotated[str, Field(max_length=TITLE_LENGTH_MAX, description="Of a single note.")] = "",
+        text: Annotated[str, Field(max_length=NOTE_LENGTH_MAX, description="A single note; else use facts.")] = "",
+        contact: Contact = "",
+    ) -> Noted:
+        """Remember facts for good, in the agent's long-term memory."""
+        told = " ".join(title.split()), " ".join(text.split())
+        wanted = [*facts, Fact(text=": ".join(part for part in told if part))] if any(told) else facts
+        known: dict[str, Any] = {"facts": [fact.model_dump(exclude_defaults=True) for fact in wanted]}
+        with self._asked(context, "memory_note", known) as ask:
+            made = [
+                NewFact(text=fact.text, domain=fact.domain, kind=fact.kind, importance=fact.importance)
+                for fact in wanted
+            ]
+            return Noted(facts=await self._keeping.remember(ask, contact, made))
+
+    async def memory_search(
+        self,
+        context: Context,
+        query: Annotated[str, Field(min_length=1, max_length=QUERY_LENGTH_MAX)],
+        contact: Contact = "",
+    ) -> Found:
+        """Look for what the agent remembers; the best first."""
+        with self._asked(context, "memory_search", {"query": query}) as ask:
+            found = await self._keeping.search(ask, contact, query)
+            return Found(
+                facts=[
+                    FoundFact(
+                        fact=one.fact_id,
+                        contact=one.contact,
+                        domain=one.domain,
+                        kind=one.kind,
+                        importance=one.importance,
+                        text=one.text,
+                    )
+                    for one in found
+                ]
+            )
+
+    async def schedule_task(
+        self,
+        context: Context,
+        contact: Annotated[str, Field(min_length=1, max_length=128, description="Whom the agent reminds, by name.")],
+        text: Annotated[str, Field(min_length=1, max_length=TASK_LENGTH_MAX, description="What to do.")],
+        cron: Annotated[str, Field(min_length=1, max_length=128, description="When: five fields of cron.")],
+        time_zone: Annotated[str, Field(max_length=64, description="Such as Europe/Paris; UTC if empty.")] = "",
+    ) -> Scheduled:
+        """Schedule a task of the agent that comes again by the clock, such as a reminder."""
+        known = {"text": text, "cron": cron, **({"time_zone": time_zone} if time_zone else {})}
+        with self._asked(context, "schedule_task", known) as ask:
+            found = await self._keeping.schedule(ask, contact, text, cron, time_zone)
+            when = found.next_time.ToDatetime(datetime.UTC).isoformat(timespec="minutes")
+            return Scheduled(schedule=found.schedule_id, contact=found.contact, next_time=when)
 
     @contextmanager
     def _asked(self, context: Context, tool: str, arguments: Mapping[str, Any]) -> Iterator[Ask]:

@@ -6,11 +6,13 @@ import typer
 
 from retinue_cli.commands import (
     approvals,
+    bundle,
     chat,
     doctor,
     down,
     files,
     instances,
+    memory,
     policy,
     restart,
     runs,
@@ -35,7 +37,9 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(approvals.app, name="approvals")
+app.add_typer(bundle.app, name="bundle")
 app.add_typer(files.app, name="files")
+app.add_typer(memory.app, name="memory")
 app.add_typer(policy.app, name="policy")
 app.add_typer(runs.app, name="runs")
 app.add_typer(schedules.app, name="schedules")

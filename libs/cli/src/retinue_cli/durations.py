@@ -12,12 +12,14 @@ TTL_MAX_S = 366 * 86400
 """What the contract lets a token live at most."""
 
 
-def parse_ttl(text: str) -> int:
-    """Read "30d", "12h", "90m" or plain seconds. CommandError if it is something else, zero or above 366 days."""
+def parse_ttl(text: str, option: str = "--ttl") -> int:
+    """Read "30d", "12h", "90m" or plain seconds of an option. CommandError if it is something else, zero or above 366
+    days."""
     match = re.fullmatch(r"\s*(\d{1,9})\s*([smhdw]?)\s*", text)
     seconds = int(match[1]) * UNITS_S[match[2]] if match else 0
     if not 0 < seconds <= TTL_MAX_S:
-        raise CommandError(f"--ttl {text!r} is not a time such as 30d, 12h, 90m or 3600 (366d at most).", EXIT_SETTINGS)
+        told = f"{option} {text!r} is not a time such as 30d, 12h, 90m or 3600 (366d at most)."
+        raise CommandError(told, EXIT_SETTINGS)
     return seconds
 
 

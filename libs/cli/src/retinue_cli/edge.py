@@ -108,6 +108,10 @@ class Edge:
         """Ask a run to stop."""
         self._ask("POST", f"/v1/runs/{run_id}:cancel", json={})
 
+    def decision(self, run_id: str) -> dict[str, Any]:
+        """Read what policy decided for a run, and why."""
+        return self._ask("GET", f"/v1/runs/{quote(run_id, safe='')}/decision")
+
     def send(self, contact: str, text: str) -> Iterator[Event]:
         """Send a message and tell its run's events to the end, whatever is cut on the way; each comes once."""
         first = self._http.build_request(

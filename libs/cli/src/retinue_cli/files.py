@@ -39,17 +39,32 @@ class Files:
             request.page_token = answer.next_page_token
 
     def read(self, path: str) -> Iterator[bytes]:
-        """Read a file piece by piece, at least one. CommandError if it is written meanwhile."""
+        """Read a file in pieces of PIECE_SIZE_BYTES, at least one. CommandError if it is written meanwhile.
+
+        The last piece comes only once the file was seen to be as it was before the first.
+        """
         request = files.ReadFileRequest(tenant_id=self._tenant_id, path=path, size_bytes=PIECE_SIZE_BYTES)
-        first: files.ReadFileResponse = call(self._stub.ReadFile, request)
-        yield first.data
-        answer = first
-        while len(answer.data) == PIECE_SIZE_BYTES:
-            request.offset_bytes += PIECE_SIZE_BYTES
-            answer = call(self._stub.ReadFile, request)
-            if answer.info.modify_time != first.info.modify_time or answer.info.size_bytes != first.info.size_bytes:
-                raise CommandError("The file was written while it was read; what was read is no whole.")
-            yield answer.data
+        piece: files.ReadFileResponse = call(self._stub.ReadFile, request)
+        first = piece.info
+        while True:
+            rest = first.size_bytes - request.offset_bytes
+            if len(piece.data) != min(rest, PIECE_SIZE_BYTES):
+                raise _changed()
+            if rest <= PIECE_SIZE_BYTES:
+                break
+            yield piece.data
+            piece = self._again(request, request.offset_bytes + PIECE_SIZE_BYTES, first)
+        if request.offset_bytes:
+            self._again(request, first.size_bytes, first)
+        yield piece.data
+
+    def _again(self, request: files.ReadFileRequest, offset: int, first: files.FileInfo) -> files.ReadFileResponse:
+        """Read another piece. CommandError unless the file is what it was at first."""
+        request.offset_bytes = offset
+        piece: files.ReadFileResponse = call(self._stub.ReadFile, request)
+        if (piece.info.size_bytes, piece.info.modify_time) != (first.size_bytes, first.modify_time):
+            raise _changed()
+        return piece
 
     def write(self, path: str, data: bytes) -> files.FileInfo:
         """Write a file whole."""
@@ -68,3 +83,7 @@ class Files:
 
 def _origin(tool: str) -> execution_pb2.Origin:
     return execution_pb2.Origin(principal=OPERATOR, tool=tool)
+
+
+def _changed() -> CommandError:
+    return CommandError("The file was written while it was read; what was read is no whole.")

@@ -1,6 +1,8 @@
 """Calls into the mesh by its unix sockets, for whoever may read the state folder: no token needed."""
 
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -32,7 +34,7 @@ R = TypeVar("R")
 PAGE_SIZE = 200
 """The most that one call answers with, by contract."""
 
-ASKED = ("directory", "policy", "router", "runtime-adapter", "sandbox")
+ASKED = ("directory", "policy", "portability", "router", "runtime-adapter", "sandbox")
 """The services that are called."""
 
 OPERATOR = "operator"
@@ -41,9 +43,23 @@ OPERATOR = "operator"
 CALL_TIMEOUT_S = 10.0
 """A person waits; the mesh itself answers in milliseconds, or says that something is away."""
 
+CALL_TRIES_MAX = 3
+"""How often what may be repeated is asked where there is no answer: a service that is restarted is back by then."""
+
 
 class NotFoundError(CommandError):
     """What was named is not there."""
+
+
+class UntoldError(CommandError):
+    """There was no answer; what was asked may have been done."""
+
+
+KINDS = {
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.UNAVAILABLE: UntoldError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: UntoldError,
+}
 
 
 class Mesh:
@@ -215,12 +231,18 @@ class Mesh:
     def create_webhook(
         self, tenant_id: str, url: str, kind: str, event_types: list[str], secret: str
     ) -> tuple[webhooks.Webhook, str]:
-        """Make a webhook; answers it and the secret that it signs with."""
+        """Make a webhook, once however often it is asked; answers it and the secret that it signs with."""
         request = webhooks.CreateWebhookRequest(
-            tenant_id=tenant_id, url=url, kind=kind, event_types=event_types, secret=secret
+            tenant_id=tenant_id, url=url, kind=kind, event_types=event_types, secret=secret, idempotency_key=new_key()
         )
-        answer: webhooks.CreateWebhookResponse = call(self._webhooks.CreateWebhook, request)
+        answer: webhooks.CreateWebhookResponse = call_until_told(self._webhooks.CreateWebhook, request)
         return answer.webhook, answer.secret
+
+    def webhook(self, tenant_id: str, webhook_id: str) -> webhooks.Webhook:
+        """Read a webhook."""
+        request = webhooks.GetWebhookRequest(tenant_id=tenant_id, webhook_id=webhook_id)
+        answer: webhooks.GetWebhookResponse = call(self._webhooks.GetWebhook, request)
+        return answer.webhook
 
     def list_webhooks(self, tenant_id: str) -> list[webhooks.Webhook]:
         """List a tenant's webhooks, newest first: fewer than a page holds."""
@@ -271,12 +293,19 @@ class Mesh:
     def create_schedule(
         self, tenant_id: str, contact: str, kind: str, asked: dict[str, Any], cron: str, time_zone: str
     ) -> schedules.Schedule:
-        """Have a task come again."""
+        """Have a task come again, by one schedule however often it is asked."""
         request = schedules.CreateScheduleRequest(
-            tenant_id=tenant_id, principal=OPERATOR, contact=contact, kind=kind, cron=cron, time_zone=time_zone
-        )
+            tenant_id=tenant_id, principal=OPERATOR, contact=contact, kind=kind, cron=cron, time_zone=time_zone,
+            idempotency_key=new_key(),
+        )  # fmt: skip
         request.input.update(asked)
-        answer: schedules.CreateScheduleResponse = call(self._schedules.CreateSchedule, request)
+        answer: schedules.CreateScheduleResponse = call_until_told(self._schedules.CreateSchedule, request)
+        return answer.schedule
+
+    def schedule(self, tenant_id: str, schedule_id: str) -> schedules.Schedule:
+        """Read a schedule."""
+        request = schedules.GetScheduleRequest(tenant_id=tenant_id, schedule_id=schedule_id)
+        answer: schedules.GetScheduleResponse = call(self._schedules.GetSchedule, request)
         return answer.schedule
 
     def pause_schedule(self, tenant_id: str, schedule_id: str) -> schedules.Schedule:
@@ -297,13 +326,25 @@ class Mesh:
         call(self._schedules.DeleteSchedule, request)
 
 
+def new_key() -> str:
+    """Make an idempotency key, for one intent."""
+    return str(uuid.uuid4())
+
+
+def call_until_told(method: Callable[..., R], request: object) -> R:
+    """Make a call that has an idempotency key; one that gets no answer is repeated, since it may have been heard."""
+    for _ in range(CALL_TRIES_MAX - 1):
+        with suppress(UntoldError):
+            return call(method, request)
+    return call(method, request)
+
+
 def call(method: Callable[..., R], request: object) -> R:
     """Make a call; whatever it ends with other than an answer becomes a CommandError of one line."""
     try:
         return method(request, timeout=CALL_TIMEOUT_S, wait_for_ready=False)
     except grpc.RpcError as error:
-        missing = error.code() == grpc.StatusCode.NOT_FOUND
-        raise (NotFoundError if missing else CommandError)(sentence(error)) from None
+        raise KINDS.get(error.code(), CommandError)(sentence(error)) from None
 
 
 def sentence(error: Any) -> str:

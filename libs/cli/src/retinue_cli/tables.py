@@ -10,6 +10,9 @@ import typer
 WIDTH_MAX = 1000
 """Longer than any line that is told; whoever reads from a pipe gets a line a row."""
 
+FACT_WIDTH = 13
+"""Columns for a fact's name."""
+
 
 def print_json(found: object) -> None:
     """Print a document."""
@@ -28,6 +31,18 @@ def print_table(names: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     Console(width=None if sys.stdout.isatty() else WIDTH_MAX, highlight=False).print(laid)
 
 
+def print_facts(*facts: tuple[str, str]) -> None:
+    """Print what is known of one thing, a line a fact; what is empty is passed over."""
+    for name, fact in facts:
+        if fact:
+            typer.echo(f"{name + ':':<{FACT_WIDTH}}{fact}")
+
+
 def time_of(message: Any, field: str) -> str:
     """Write an instant of a message; empty if it is not set."""
     return str(getattr(message, field).ToJsonString()) if message.HasField(field) else ""
+
+
+def printable(name: str) -> str:
+    """Write a name that somebody else has chosen so that it gives the terminal no orders."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in name)

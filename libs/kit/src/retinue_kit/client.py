@@ -1,6 +1,8 @@
 """Calls to other services: a deadline, the trace and the identity on each; errors come back typed."""
 
 import asyncio
+import json
+import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
@@ -21,6 +23,16 @@ RECONNECT_MAX_MS = 500
 
 HEALTH_TIMEOUT_S = 2.0
 
+SEVERAL = ("dns:", "ipv4:", "ipv6:")
+"""How an address begins that may name several processes of a service: `dns:///name:port`, `ipv4:one:port,two:port`."""
+
+BY_TENANT = json.dumps({"loadBalancingConfig": [{"ring_hash_experimental": {"requestHashHeader": tenancy.TENANT_KEY}}]})
+"""One tenant's calls go to one of several processes, the same for every caller that knows the same addresses; to its
+neighbour on the ring while it is away. So what a process keeps for a tenant, such as a runtime's instance, is found."""
+
+_BY_HEADER = "GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY"
+"""The variable that has gRPC take the header's name, read as a channel is made; without it each call fails."""
+
 
 def _metadata() -> list[tuple[str, str]]:
     metadata = tenancy.to_metadata()
@@ -31,13 +43,17 @@ def _metadata() -> list[tuple[str, str]]:
 
 
 class Peer:
-    """A channel to another service, by address; `name` appears in errors."""
+    """A channel to another service, by address; `name` appears in errors. Of several processes one serves a tenant."""
 
     def __init__(self, name: str, address: str) -> None:
         self.name = name
+        self._is_several = address.startswith(SEVERAL)
+        if self._is_several:
+            os.environ[_BY_HEADER] = "true"
         self.channel = grpc.aio.insecure_channel(
             address,
             options=[
+                *([("grpc.service_config", BY_TENANT)] if self._is_several else []),
                 ("grpc.initial_reconnect_backoff_ms", 50),
                 ("grpc.min_reconnect_backoff_ms", 50),
                 ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
@@ -74,6 +90,22 @@ class Peer:
             raise wire.from_rpc_error(error, self.name) from error
         finally:
             call.cancel()
+
+    async def ready(self, timeout_s: float) -> None:
+        """Wait until there is a connection to whoever serves the tenant. Raises RetinueError(DEPENDENCY_UNAVAILABLE).
+
+        Where one process serves all, it costs nothing to have one; of several, the tenant's is asked whether it serves.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                if self._is_several:
+                    # Each is connected to when it is first asked, and not before: the channel's state says nothing.
+                    request = health_pb2.HealthCheckRequest()
+                    await self._health.Check(request, timeout=timeout_s, metadata=_metadata(), wait_for_ready=True)
+                elif self.channel.get_state() is not grpc.ChannelConnectivity.READY:
+                    await self.channel.channel_ready()
+        except (TimeoutError, grpc.aio.AioRpcError):
+            raise RetinueError.unavailable(self.name, private="no connection") from None
 
     async def check(self, service: str = "") -> None:
         """Raise RetinueError(DEPENDENCY_UNAVAILABLE) unless the peer (or its named dependency) says that it serves."""

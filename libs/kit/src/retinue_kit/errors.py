@@ -75,6 +75,9 @@ class Reason(StrEnum):
     FILE_CHANGED = "FILE_CHANGED"
     EDIT_MISMATCH = "EDIT_MISMATCH"
     ALLOWANCE_NOT_FOUND = "ALLOWANCE_NOT_FOUND"
+    BUNDLE_INVALID = "BUNDLE_INVALID"
+    FACT_NOT_FOUND = "FACT_NOT_FOUND"
+    DECISION_NOT_FOUND = "DECISION_NOT_FOUND"
 
 
 CODES: dict[Reason, Code] = {
@@ -129,6 +132,9 @@ CODES: dict[Reason, Code] = {
     Reason.FILE_CHANGED: Code.ABORTED,
     Reason.EDIT_MISMATCH: Code.FAILED_PRECONDITION,
     Reason.ALLOWANCE_NOT_FOUND: Code.NOT_FOUND,
+    Reason.BUNDLE_INVALID: Code.INVALID_ARGUMENT,
+    Reason.FACT_NOT_FOUND: Code.NOT_FOUND,
+    Reason.DECISION_NOT_FOUND: Code.NOT_FOUND,
 }
 """One code for each reason, so that whoever knows the reason knows the code."""
 

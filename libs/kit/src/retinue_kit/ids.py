@@ -19,3 +19,8 @@ def new_id(prefix: str) -> str:
     milliseconds = time.time_ns() // 1_000_000
     number = (milliseconds << _RANDOM_BITS) | int.from_bytes(os.urandom(_RANDOM_BITS // 8), "big")
     return f"{prefix}_{encode_base32(number, 26)}"
+
+
+def first_id(prefix: str, time_s: float) -> str:
+    """The lowest id that is made at a time, in seconds since 1970; times before that count as it."""
+    return f"{prefix}_{encode_base32((max(0, int(time_s * 1000)) << _RANDOM_BITS), 26)}"

@@ -1,6 +1,7 @@
 """Postgres: a pool, a tenant's transaction, migrations, and connection trouble as one typed error."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib import resources
@@ -20,6 +21,19 @@ ACQUIRE_TIMEOUT_S = 5.0
 MIGRATION_TRIES_MAX = 60
 MIGRATION_PAUSE_S = 0.2
 """A file that is in the way of others, or they in its, is tried again for about a minute."""
+
+MIGRATION_TURN_MAX_S = 120.0
+"""How long another process that migrates is waited for: one file of its may be tried for a minute."""
+
+_TURN = "select pg_advisory_lock(hashtext('retinue-migrations'))"
+_HOLDER = """
+    select a.pid, coalesce(nullif(a.application_name, ''), 'no name') as name,
+      coalesce(host(a.client_addr), 'a local socket') as place, a.usename as role, a.backend_start as since
+    from pg_locks l join pg_stat_activity a using (pid), hashtext('retinue-migrations') as key (n)
+    where l.locktype = 'advisory' and l.granted and l.objsubid = 1 and l.objid = (key.n & 4294967295)::oid
+      and l.classid = ((key.n::bigint >> 32) & 4294967295)::oid
+      and l.database = (select d.oid from pg_database d where d.datname = current_database())
+"""
 
 # Everybody waits behind one who waits for a whole table, so that is not to take long. And of a deadlock, the one who
 # looks for it first is the one who gives way: a superuser may look earlier than the others do.
@@ -95,25 +109,34 @@ async def connect(dsn: str, *, max_size: int = 8, min_size: int = 1) -> "asyncpg
 
 
 @asynccontextmanager
-async def as_tenant(pool: "asyncpg.Pool", tenant_id: str) -> AsyncIterator["asyncpg.Connection"]:
-    """Open a transaction that sees this tenant's rows only: row level security reads app.tenant_id."""
+async def as_tenant(
+    pool: "asyncpg.Pool", tenant_id: str, *, snapshot: bool = False
+) -> AsyncIterator["asyncpg.Connection"]:
+    """Open a transaction that sees this tenant's rows only: row level security reads app.tenant_id.
+
+    With `snapshot` it only reads, and all its statements see the same state.
+    """
+    options = {"isolation": "repeatable_read", "readonly": True} if snapshot else {}
     with translating():
-        async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection, connection.transaction():
+        async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection, connection.transaction(**options):
             await connection.execute("select set_config('app.tenant_id', $1, true)", tenant_id)
             yield connection
 
 
-async def migrate(dsn: str, package: str, schema: str) -> None:
+async def migrate(dsn: str, package: str, schema: str, turn_max_s: float = MIGRATION_TURN_MAX_S) -> None:
     """Apply the .sql files of `package`.migrations that this database has not seen, in the order of their names.
 
     Each file runs in a transaction of its own; an advisory lock lets one process at a time do it. Whoever works on the
     database meanwhile goes first: a file that has to wait for long is taken back and tried again. Raises
-    RetinueError(DEPENDENCY_UNAVAILABLE) if the server does not answer, or never lets a file through.
+    RetinueError(DEPENDENCY_UNAVAILABLE) if the server does not answer, or never lets a file through, or if another
+    process does not end within `turn_max_s`; the log tells which.
     """
     with translating():
-        connection = await asyncpg.connect(dsn, timeout=ACQUIRE_TIMEOUT_S)
+        # Whoever waits behind this one is told its name.
+        named = {"application_name": f"{package} migrating on {socket.gethostname()}"}
+        connection = await asyncpg.connect(dsn, timeout=ACQUIRE_TIMEOUT_S, server_settings=named)
     try:
-        await connection.execute("select pg_advisory_lock(hashtext('retinue-migrations'))")
+        await _take_turn(connection, turn_max_s)
         await connection.execute(
             f"create schema if not exists {schema};"
             f"create table if not exists {schema}.migrations"
@@ -125,6 +148,21 @@ async def migrate(dsn: str, package: str, schema: str) -> None:
                 await _apply(connection, schema, file)
     finally:
         await connection.close(timeout=ACQUIRE_TIMEOUT_S)
+
+
+async def _take_turn(connection: "asyncpg.Connection", turn_max_s: float) -> None:
+    try:
+        async with connection.transaction():  # the setting ends with it, the lock with the connection
+            await connection.execute(f"set local lock_timeout = {max(1, round(turn_max_s * 1000))}")
+            await connection.execute(_TURN)
+    except asyncpg.LockNotAvailableError as error:
+        holders = [
+            f"process {row['pid']} ({row['name']}, {row['role']} at {row['place']}, connected since {row['since']})"
+            for row in await connection.fetch(_HOLDER)
+        ]
+        private = f"waited {turn_max_s:g} s to migrate, behind {' and '.join(holders) or 'one that has ended by now'}"
+        log.error("another process migrates and does not end", detail=private)
+        raise RetinueError.unavailable("postgres", private=private) from error
 
 
 async def _apply(connection: "asyncpg.Connection", schema: str, file: Traversable) -> None:

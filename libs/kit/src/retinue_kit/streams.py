@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any
 
 import redis.asyncio
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from retinue_kit.errors import Reason, RetinueError
 
@@ -124,19 +124,29 @@ class Bus:
 
     def __init__(self, client: "redis.asyncio.Redis") -> None:
         self._redis = client
-        source = resources.files(__package__ or "retinue_kit").joinpath("append.lua").read_text("utf-8")
-        self._append = client.register_script(source)
+        self._append = client.register_script(_source("append.lua"))
+        self._delete = client.register_script(_source("delete.lua"))
 
     async def append(
-        self, key: str, entries: Sequence[Entry], *, opening: Opening = Opening.NO, keep_token: int = 0
+        self,
+        key: str,
+        entries: Sequence[Entry],
+        *,
+        opening: Opening = Opening.NO,
+        keep_token: int = 0,
+        told: Cursor | None = None,
     ) -> Appended:
         """Append entries of one token in order and publish them, or do neither.
 
-        An opener drops entries below `keep_token` from the stream. Repeating a batch changes nothing.
+        An opener drops entries below `keep_token` from the stream. Repeating a batch changes nothing. For one who does
+        not open it, a stream is gone also where it lacks what the same token has `told`: it was lost and made anew.
         """
         if not entries:
             return Appended.OK
-        arguments: list[bytes | str | int] = [int(opening), entries[0].cursor.token, STREAM_TTL_S, keep_token]
+        token = entries[0].cursor.token
+        arguments: list[bytes | str | int] = [
+            int(opening), token, STREAM_TTL_S, keep_token, told.n if told is not None and told.token == token else -1
+        ]  # fmt: skip
         for entry in entries:
             arguments += (entry.cursor.n, entry.encode())
         try:
@@ -153,18 +163,29 @@ class Bus:
             raise RetinueError.unavailable("redis", private=str(error)) from error
         return [Entry.decode(Cursor.parse(row.decode()), fields[b"e"]) for row, fields in rows]
 
-    async def delete(self, key: str, *, through: int = 0) -> None:
-        """Remove a stream. What is still on its way under tokens up to `through` will not be taken in."""
+    async def top(self, key: str) -> Cursor | None:
+        """The last cursor that was told in a stream, whether it is still kept or not; None if there is no stream."""
         try:
-            async with self._redis.pipeline() as pipeline:
-                pipeline.delete(key)
-                if through:  # an empty stream that has heard it all already
-                    pipeline.xadd(key, {"e": b""}, f"{through}-{_NUMBER_MAX}")
-                    pipeline.xtrim(key, maxlen=0, approximate=False)
-                    pipeline.expire(key, STREAM_TTL_S)
-                await pipeline.execute()
+            info = await self._redis.xinfo_stream(key)
+        except ResponseError:
+            return None
         except (RedisError, OSError) as error:
             raise RetinueError.unavailable("redis", private=str(error)) from error
+        return Cursor.parse(info["last-generated-id"].decode())
+
+    async def delete(self, key: str, *, through: int = 0, top: Cursor | None = None) -> None:
+        """Remove a stream, or of it what tokens up to `through` told: nothing more of theirs will be taken in.
+
+        With `top`, nothing is removed if anything was told since.
+        """
+        try:
+            await self._delete(keys=[key], args=[through, STREAM_TTL_S, "" if top is None else str(top)])
+        except (RedisError, OSError) as error:
+            raise RetinueError.unavailable("redis", private=str(error)) from error
+
+
+def _source(name: str) -> str:
+    return resources.files(__package__ or "retinue_kit").joinpath(name).read_text("utf-8")
 
 
 class _BoundedClient(redis.asyncio.Redis):

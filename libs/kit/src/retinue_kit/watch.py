@@ -184,6 +184,7 @@ class Watch:
             sure = max(sure, page[-1].cursor)
         heard: list[Entry] = []
         reached: Cursor | None = None
+        waiting = self._queue[-1].cursor if self._queue else START
         try:
             heard = await self._bus.read(self.key, self.last, self._count)
             reached = heard[-1].cursor if heard else self.last
@@ -200,13 +201,20 @@ class Watch:
         self.last = merged.last
         # Of what the log told, only the part that was handed out is sure: the next page may come from the bus alone.
         # Where the bus could not be read, what waits in the queue may still follow something that only the bus knows.
-        unread = reached is None and bool(self._queue)
+        # Likewise where the bus has lost what was heard already: its holder tells again what is not recorded yet.
+        lost = reached is not None and not full and waiting > max(reached, merged.last) and self._may_lack()
+        unread = lost or (reached is None and bool(self._queue))
         self._sure = merged.gap or (merged.last if ends or merged.cut or merged.behind or unread else sure)
         again = self._asked != asked
         behind = self._held_back = merged.behind or unread
         self._ask_log = bool(again or merged.gap or behind or (more and page) or (merged.cut and ask_log))
         self._catch_up = self._ask_log or full or merged.cut
         return merged.entries
+
+    def _may_lack(self) -> bool:
+        """Whether something that was told a moment ago is missing before what waits in the queue."""
+        first = next((entry for entry in self._queue if entry.cursor > self.last), None)
+        return first is not None and bool(first.json) and not self._follows(first, self.last) and _is_fresh(first)
 
     def _merge(
         self, page: Sequence[Entry], heard: list[Entry], end: Cursor | None, sure: Cursor, reached: Cursor | None

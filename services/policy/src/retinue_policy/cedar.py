@@ -14,6 +14,9 @@ from retinue_policy.operations.tools import Permission
 NOBODY = "-"
 """Id of the tenant that an agent belongs to of whom it is not known that it is the tenant's own."""
 
+MCP = "mcp"
+"""The kind of calls that a client makes by itself; every other one is made by the tenant's agent, for whoever asked."""
+
 _ACTION = {"type": "Action", "id": "call_tool"}
 
 
@@ -32,16 +35,20 @@ class CedarRules:
         A policy that cannot be evaluated refuses: Cedar itself would pass over it, and over what it forbids.
         """
         tenant = {"type": "Tenant", "id": who.tenant_id}
-        kind, name = ("User", who.principal) if who.principal else ("Agent", who.agent_id or who.tenant_id)
-        principal = {"type": kind, "id": name}
+        agent = {"type": "Agent", "id": who.agent_id or who.tenant_id}
+        principal = {"type": "User", "id": who.principal} if who.principal else agent
         home = tenant if own_agent else {"type": "Tenant", "id": NOBODY}
         resource = {"type": "Tool", "id": tool}
         attributes = {"name": tool, "group": group_of(tool), "tenant": {"__entity": tenant}}
         entities = [
             {"uid": tenant, "attrs": {"plan": who.plan}, "parents": []},
-            {"uid": principal, "attrs": {}, "parents": [home]},
+            {"uid": agent, "attrs": {}, "parents": [home]},
             {"uid": resource, "attrs": attributes, "parents": []},
         ]
+        if who.principal:
+            # What a rule says of the agent it says of whoever asks the agent, too.
+            parents = [home] if who.kind == MCP else [home, agent]
+            entities.append({"uid": principal, "attrs": {}, "parents": parents})
         context = {
             "kind": who.kind,
             "runtime": who.runtime,

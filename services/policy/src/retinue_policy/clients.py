@@ -12,7 +12,8 @@ from retinue_kit.client import Peer
 from retinue_kit.clock import Clock
 from retinue_kit.errors import Reason, RetinueError
 
-from retinue_policy.domain.rules import Tenant
+from retinue_policy.domain.snapshot import Load, Tenant
+from retinue_policy.operations.presence import Described
 
 FRESH_S = 5.0
 """A changed setting takes effect within this time."""
@@ -95,7 +96,18 @@ class AdapterRuntimes:
         self._peer = adapter
         self._stub: Any = adapter_grpc.RuntimeAdapterServiceStub(adapter.channel)
 
-    async def describe(self) -> dict[str, str | None]:
+    async def describe(self) -> dict[str, Described]:
         request = adapter_pb.DescribeRuntimesRequest()
         response = await self._peer.call(self._stub.DescribeRuntimes, request, timeout_s=TIMEOUT_S)
-        return {one.name: None if one.available else one.detail for one in response.runtimes}
+        return {one.name: _described(one) for one in response.runtimes}
+
+
+def _described(runtime: adapter_pb.Runtime) -> Described:
+    windows = dict.fromkeys(runtime.models, 0)
+    windows.update(zip(runtime.models, runtime.window_tokens, strict=False))
+    return Described(
+        away=None if runtime.available else runtime.detail,
+        load=Load(runtime.slot_count, runtime.busy_count, runtime.waiting_count),
+        tools=runtime.tools,
+        windows=windows,
+    )

@@ -1,18 +1,19 @@
 """What an operator may set."""
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
-from retinue_kit.config import SettingError
+from retinue_kit.config import SettingError, check_bounds
 
-from retinue_policy.domain.rules import KNOWN_RUNTIMES
+from retinue_policy.domain.snapshot import KNOWN_RUNTIMES, PLANS
 
 ATTEMPTS_MAX = 3
 """A worker gives no run more."""
 
 
-PLANS = ("free", "pro", "team", "enterprise")
-"""Plans that the directory knows."""
+BEFORE_TOOL_CALL_TIMEOUT_MAX_S = 4.0
+"""Whoever asks policy about a call waits for 5 s."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -31,7 +32,7 @@ class Settings(msgspec.Struct, frozen=True):
     """Runtimes that are switched on, separated by commas, the one to fall back to first."""
 
     sticky_window_s: float = 900.0
-    """A session keeps its runtime if it used it no longer ago than this."""
+    """A session keeps its runtime if it used it no longer ago than this, where the rules for runtimes do not say."""
 
     concurrent_run_count: int = 64
     """Runs of a tenant at once, where the tenant has no setting of its own."""
@@ -52,7 +53,13 @@ class Settings(msgspec.Struct, frozen=True):
     """Plans whose tenants share no runtime process with others, separated by commas."""
 
     policy_dir: str = ""
-    """Folder of the rules for tools: tools.toml and *.cedar; empty: those that come with the program."""
+    """Folder of the rules: runtimes.toml, tools.toml and *.cedar; empty: those that come with the program."""
+
+    before_tool_call_url: str = ""
+    """Asked about each tool call that the rules do not deny, http:// or https://; empty: nobody is."""
+
+    before_tool_call_timeout_s: float = 2.0
+    """Time for its answer, up to 4 s, since runtimes wait 5 s for policy; no answer is a denial."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.runtimes_on if name not in KNOWN_RUNTIMES]
@@ -66,6 +73,10 @@ class Settings(msgspec.Struct, frozen=True):
             raise SettingError(f"RETINUE_CELL_PLANS={self.cell_plans!r} must name some of: {', '.join(PLANS)}.")
         if self.policy_dir and not Path(self.policy_dir).is_dir():
             raise SettingError(f"RETINUE_POLICY_DIR={self.policy_dir!r} is no folder.")
+        url = self.before_tool_call_url
+        if url and not _is_endpoint(url):  # which is not told: it may hold a password
+            raise SettingError("RETINUE_BEFORE_TOOL_CALL_URL must be a URL with http:// or https:// and a host.")
+        check_bounds(self, {"before_tool_call_timeout_s": (0.05, BEFORE_TOOL_CALL_TIMEOUT_MAX_S)})
         if self.attempt_count > ATTEMPTS_MAX:
             raise SettingError(f"RETINUE_ATTEMPT_COUNT must be at most {ATTEMPTS_MAX}.")
 
@@ -78,3 +89,11 @@ class Settings(msgspec.Struct, frozen=True):
     def plans_with_cells(self) -> frozenset[str]:
         """The plans; none if the setting is "," alone."""
         return frozenset(name.strip() for name in self.cell_plans.split(",") if name.strip())
+
+
+def _is_endpoint(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

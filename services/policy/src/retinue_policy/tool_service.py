@@ -4,12 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
-from google.protobuf import struct_pb2
 from retinue.policy.v1 import tool_service_pb2 as pb
 from retinue.policy.v1 import tool_service_pb2_grpc
 
 from retinue_policy.operations.decisions import Policy
 from retinue_policy.operations.tools import Call, Decided, Explained, Scope, Tools
+from retinue_policy.structs import plain
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -24,7 +24,7 @@ class ToolServicer(tool_service_pb2_grpc.ToolServiceServicer):
     async def AuthorizeTool(self, request: pb.AuthorizeToolRequest, context: Context) -> pb.AuthorizeToolResponse:
         call = Call(
             tool=request.tool,
-            arguments=_plain(request.arguments),
+            arguments=plain(request.arguments),
             allowed=[(each.tool, each.pattern) for each in request.allowed],
             approved=request.approved,
         )
@@ -43,23 +43,6 @@ class ToolServicer(tool_service_pb2_grpc.ToolServiceServicer):
 
 def _scope(scope: pb.ToolScope) -> Scope:
     return Scope(scope.agent_id, scope.principal, scope.kind, scope.runtime, scope.model, scope.subagent)
-
-
-def _plain(arguments: struct_pb2.Struct) -> dict[str, Any]:
-    return {name: _value(value) for name, value in arguments.fields.items()}
-
-
-def _value(value: struct_pb2.Value) -> Any:
-    """Read a value, whatever numbers it holds; protobuf bounds how deep it goes."""
-    match value.WhichOneof("kind"):
-        case "struct_value":
-            return _plain(value.struct_value)
-        case "list_value":
-            return [_value(each) for each in value.list_value.values]
-        case "null_value" | None:
-            return None
-        case kind:
-            return getattr(value, kind)
 
 
 def _decision(decided: Decided) -> pb.ToolDecision:

@@ -8,8 +8,14 @@ from retinue.router.v1 import (
     allowance_service_pb2_grpc,
     contact_service_pb2,
     contact_service_pb2_grpc,
+    context_service_pb2,
+    context_service_pb2_grpc,
     dead_letter_service_pb2,
     dead_letter_service_pb2_grpc,
+    decision_service_pb2,
+    decision_service_pb2_grpc,
+    memory_service_pb2,
+    memory_service_pb2_grpc,
     router_service_pb2,
     router_service_pb2_grpc,
     schedule_service_pb2,
@@ -18,6 +24,7 @@ from retinue.router.v1 import (
     webhook_service_pb2_grpc,
 )
 from retinue_kit import postgres, process, streams
+from retinue_kit.client import Peer
 from retinue_kit.clock import SystemClock
 from retinue_kit.loops import keep
 from retinue_kit.sealing import Sealer
@@ -27,16 +34,24 @@ from retinue_kit.watching import Subscriber
 
 from retinue_router.allowance_service import AllowanceServicer
 from retinue_router.config import Settings
+from retinue_router.context_service import ContextServicer
 from retinue_router.dead_letter_service import DeadLetterServicer
+from retinue_router.decision_service import DecisionServicer
 from retinue_router.domain.load import Bounds
 from retinue_router.doorbell import Doorbell
+from retinue_router.embedding import ADAPTER, ModelEmbedder
+from retinue_router.memory_projection import MemoryProjector
+from retinue_router.memory_service import MemoryServicer
 from retinue_router.names import Names
 from retinue_router.operations.allowances import Allowances
 from retinue_router.operations.approvals import Approvals
 from retinue_router.operations.contacts import Contacts
+from retinue_router.operations.context import Contexts
 from retinue_router.operations.dead_letters import DeadLetters
+from retinue_router.operations.decisions import Decisions
 from retinue_router.operations.events import Logs, Tick
 from retinue_router.operations.load import Loads
+from retinue_router.operations.memory import Embedder, LexicalEmbedder, Memory
 from retinue_router.operations.rooms import Rooms
 from retinue_router.operations.runs import Runs
 from retinue_router.operations.schedules import Schedules
@@ -47,8 +62,11 @@ from retinue_router.service import ContactServicer, RouterServicer
 from retinue_router.store.allowances import AllowanceStore
 from retinue_router.store.approvals import ApprovalStore
 from retinue_router.store.contacts import ContactStore
+from retinue_router.store.context import ContextStore
 from retinue_router.store.dead_letters import DeadLetterStore
+from retinue_router.store.decisions import DecisionStore
 from retinue_router.store.events import EventStore
+from retinue_router.store.facts import FactStore
 from retinue_router.store.guard import require_read_committed
 from retinue_router.store.load import LoadStore
 from retinue_router.store.runs import RunStore
@@ -61,8 +79,11 @@ SWEEP_POOL_SIZE = 2
 
 ROUTER = router_service_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
 ALLOWANCES = allowance_service_pb2.DESCRIPTOR.services_by_name["AllowanceService"].full_name
+CONTEXTS = context_service_pb2.DESCRIPTOR.services_by_name["ContextService"].full_name
 CONTACTS = contact_service_pb2.DESCRIPTOR.services_by_name["ContactService"].full_name
 DEAD_LETTERS = dead_letter_service_pb2.DESCRIPTOR.services_by_name["DeadLetterService"].full_name
+DECISIONS = decision_service_pb2.DESCRIPTOR.services_by_name["DecisionService"].full_name
+MEMORY = memory_service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name
 SCHEDULES = schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"].full_name
 WEBHOOKS = webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"].full_name
 
@@ -97,6 +118,13 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
         loads,
     )
     contacts = ContactServicer(Contacts(ContactStore(pool), bus, settings.workspaces_dir))
+    contexts = ContextServicer(Contexts(ContextStore(pool), bus))
+    decisions = DecisionServicer(Decisions(DecisionStore(sweep_pool)))
+    fact_store = FactStore(pool)
+    projector = MemoryProjector(fact_store, settings.workspaces_dir)
+    stack.push_async_callback(projector.flush)
+    stack.push_async_callback(_stop, keep("project-memory", projector.project_for_ever))
+    memory = MemoryServicer(Memory(fact_store, _embedder(settings, stack), projector))
     dead_letters = DeadLetterServicer(DeadLetters(DeadLetterStore(pool, sweep_pool), runs, rooms, doorbell))
     schedules = ScheduleServicer(Schedules(ScheduleStore(pool)))
     allowances = AllowanceServicer(Allowances(AllowanceStore(pool)))
@@ -111,12 +139,23 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
             Service(router_service_pb2_grpc.add_RouterServiceServicer_to_server, router, ROUTER),
             Service(allowance_service_pb2_grpc.add_AllowanceServiceServicer_to_server, allowances, ALLOWANCES),
             Service(contact_service_pb2_grpc.add_ContactServiceServicer_to_server, contacts, CONTACTS),
+            Service(context_service_pb2_grpc.add_ContextServiceServicer_to_server, contexts, CONTEXTS),
+            Service(decision_service_pb2_grpc.add_DecisionServiceServicer_to_server, decisions, DECISIONS),
+            Service(memory_service_pb2_grpc.add_MemoryServiceServicer_to_server, memory, MEMORY),
             Service(dead_letter_service_pb2_grpc.add_DeadLetterServiceServicer_to_server, dead_letters, DEAD_LETTERS),
             Service(schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server, schedules, SCHEDULES),
             Service(webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server, webhooks, WEBHOOKS),
         ],
         {"postgres": postgres.Schema(pool, "retinue_router", "router").check, "redis": client.ping},
     )
+
+
+def _embedder(settings: Settings, stack: AsyncExitStack) -> Embedder:
+    if not settings.embeddings:
+        return LexicalEmbedder()
+    adapter = Peer(ADAPTER, settings.runtime_adapter_address)
+    stack.push_async_callback(adapter.close)
+    return ModelEmbedder(adapter, SystemClock())
 
 
 async def _stop(loop: asyncio.Task[None]) -> None:

@@ -39,8 +39,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Runs that may wait in all; more are refused with QUEUE_FULL. It takes ten tenants that flood at once."""
     sealing_keys_file: Path | None = None
     """Keys that webhooks' secrets are sealed with; without it no webhook can be made that has one."""
+    runtime_adapter_address: str = ""
+    """Asked for vectors of facts; needed with embeddings only."""
+    embeddings: bool = False
+    """Whether facts are found by meaning too, by vectors of the adapter's model for them; by words alone otherwise."""
     webhook_private_targets: bool = False
     """Whether webhooks may lead to any address, also without TLS: for receivers on one's own network alone."""
 
     def __post_init__(self) -> None:
         config.check_bounds(self, BOUNDS)
+        if self.embeddings and not self.runtime_adapter_address:
+            raise config.SettingError("RETINUE_EMBEDDINGS needs RETINUE_RUNTIME_ADAPTER_ADDRESS.")

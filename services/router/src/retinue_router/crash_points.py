@@ -16,6 +16,8 @@ class Point(StrEnum):
     DECIDE_COMMITTED = "router.decide.committed"
     DECIDE_RUNG = "router.decide.rung"
     RESET_COMMITTED = "router.reset.committed"
+    IMPORT_COMMITTING = "router.import.committing"
+    IMPORT_COMMITTED = "router.import.committed"
     DELETE_COMMITTING = "router.delete.committing"
     DELETE_COMMITTED = "router.delete.committed"
     DELETE_SWEPT = "router.delete.swept"
@@ -30,6 +32,8 @@ class Point(StrEnum):
     WEBHOOK_COMMITTED = "router.webhook.committed"
     WEBHOOK_SWITCHED = "router.webhook.switched"
     WEBHOOK_DELETED = "router.webhook.deleted"
+    MEMORY_PROJECTING = "router.memory.writing"
+    MEMORY_PROJECTED = "router.memory.written"
     DELIVERY_TESTED = "router.delivery.tested"
     DELIVERY_RETRIED = "router.delivery.retried"
 
@@ -64,6 +68,9 @@ class Point(StrEnum):
     FIRE_COMMITTING = "worker.fire.committing"
     FIRE_COMMITTED = "worker.fire.committed"
     FIRE_RUNG = "worker.fire.rung"
+    EXTRACT_COMMITTING = "worker.extract.committing"
+    EXTRACT_COMMITTED = "worker.extract.committed"
+    EXTRACT_RUNG = "worker.extract.rung"
     PROJECTING = "worker.project.writing"
     PROJECTED = "worker.project.written"
 

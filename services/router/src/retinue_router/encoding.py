@@ -11,7 +11,9 @@ from retinue.router.v1 import (
     approval_pb2,
     contact_pb2,
     dead_letter_service_pb2,
+    decision_service_pb2,
     load_pb2,
+    memory_service_pb2,
     router_service_pb2,
     run_pb2,
     schedule_service_pb2,
@@ -199,6 +201,7 @@ def approval(row: Row) -> approval_pb2.Approval:
         summary=row["summary"],
         state=row["state"],
         expire_time=_instant(row["expire_time"]),
+        pattern=row["pattern"],
     )
 
 
@@ -281,4 +284,28 @@ def delivery(row: Row) -> webhook_service_pb2.Delivery:
         create_time=_instant(row["event_time"]),
         due_time=_instant(row["due_time"]) if state == "pending" else None,
         deliver_time=_instant(row["end_time"]) if state == "delivered" else None,
+    )
+
+
+def fact(row: Row) -> memory_service_pb2.Fact:
+    """Write a fact."""
+    return memory_service_pb2.Fact(
+        fact_id=row["fact_id"],
+        contact=row["contact"],
+        domain=row["domain"],
+        kind=row["kind"],
+        importance=row["importance"],
+        text=row["text"],
+        run_id=row["run_id"],
+        create_time=_instant(row["create_time"]),
+    )
+
+
+def decision(row: Row) -> decision_service_pb2.StoredDecision:
+    """Write what was decided for a run."""
+    return decision_service_pb2.StoredDecision(
+        tenant_id=row["tenant_id"],
+        run_id=row["run_id"],
+        create_time=_instant(row["create_time"]),
+        decision=_struct(row["decision"]),
     )

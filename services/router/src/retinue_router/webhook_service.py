@@ -5,6 +5,7 @@ from retinue.router.v1 import webhook_service_pb2_grpc as wire_grpc
 from retinue_kit.server import Serving
 
 from retinue_router import encoding
+from retinue_router.domain.webhooks import STANDARD, Asked
 from retinue_router.operations.webhooks import Webhooks
 
 
@@ -15,9 +16,15 @@ class WebhookServicer(wire_grpc.WebhookServiceServicer):
         self._webhooks = webhooks
 
     async def CreateWebhook(self, request: wire.CreateWebhookRequest, context: Serving) -> wire.CreateWebhookResponse:
-        row, secret = await self._webhooks.create(
-            request.tenant_id, request.url, request.kind, list(request.event_types), request.secret
+        asked = Asked(
+            tenant_id=request.tenant_id,
+            url=request.url,
+            kind=request.kind or STANDARD,
+            event_types=request.event_types,
+            secret=request.secret,
+            idempotency_key=request.idempotency_key,
         )
+        row, secret = await self._webhooks.create(asked)
         return wire.CreateWebhookResponse(webhook=encoding.webhook(row), secret=secret)
 
     async def GetWebhook(self, request: wire.GetWebhookRequest, context: Serving) -> wire.GetWebhookResponse:

@@ -14,6 +14,12 @@ from retinue_kit.errors import RetinueError
 from retinue_router.domain.workspace import contact_folder
 
 PROFILE_FILE = "profile.json"
+MEMORY_FOLDER = "memory"
+"""Beside the contacts' folders; the sandbox's file calls reach it, and no box does."""
+
+TENANT = "tenant"
+"""The file of what concerns a tenant, whoever it speaks with."""
+
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
 
@@ -102,16 +108,44 @@ def add_profile(directory: int, profile: object) -> None:
 
 
 def _write(directory: int, name: str, profile: object) -> None:
+    _put(directory, name, msgspec.json.format(msgspec.json.encode(profile)) + b"\n")
+
+
+def _put(directory: int, name: str, data: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(name, flags, FILE_MODE, dir_fd=directory), "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(profile)) + b"\n")
+        file.write(data)
+
+
+def memory_file(root: Path, tenant_id: str, contact: str) -> Path:
+    """The file of what is remembered of a contact, or without one of the tenant. Raises ValueError as contact_dir."""
+    name = contact_dir(root, tenant_id, contact or TENANT).name  # both names are looked at
+    folder = root / tenant_id / MEMORY_FOLDER
+    return folder / "contacts" / f"{name}.md" if contact else folder / f"{TENANT}.md"
+
+
+def write_memory(root: Path, tenant_id: str, contact: str, text: str) -> None:
+    """Write what is remembered, whole: readers see the former file or this one. The caller holds the tenant's lock."""
+    file = memory_file(root, tenant_id, contact)
+    with opened(root / tenant_id / MEMORY_FOLDER), opened(file.parent) as directory:
+        fresh = f"{file.name}.new"
+        _put(directory, fresh, text.encode())
+        os.replace(fresh, file.name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def remove_memory(root: Path, tenant_id: str, contact: str) -> None:
+    """Remove what write_memory wrote; nothing happens if there is none. The caller holds the tenant's lock."""
+    memory_file(root, tenant_id, contact).unlink(missing_ok=True)
 
 
 def remove_contact(root: Path, tenant_id: str, contact: str) -> None:
-    """Remove a contact's folder with all that is in it; nothing happens if there is none. The caller holds the lock.
+    """Remove a contact's folder with all that is in it, and the file of what is remembered; nothing happens without.
+
+    The caller holds the lock.
 
     Raises OSError if a worker, which needs no lock, writes into it without a pause.
     """
+    remove_memory(root, tenant_id, contact)
     folder = contact_dir(root, tenant_id, contact)
     for remaining in reversed(range(REMOVE_TRIES_MAX)):
         try:

@@ -15,6 +15,9 @@ RUNTIMES = ("openclaw", "light")
 
 
 BOUNDS = {
+    "model_window_tokens": (0, 100_000_000),
+    "window_warn_tokens": (0, 100_000_000),
+    "window_min_tokens": (0, 100_000_000),
     "openclaw_shared_count": (0, 100),
     "openclaw_warm_cell_count": (0, 1000),
     "openclaw_cell_count_max": (0, 1000),
@@ -48,6 +51,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     models_file: str = ""
     """JSON file with further providers and models; see the service's README."""
+
+    model_window_tokens: int = 0
+    """Tokens that the model at the endpoint above can read; 0 if unknown: then nothing is refused beforehand."""
+
+    window_warn_tokens: int = 32_000
+    """A model whose window is smaller is warned of at start: conversations on it are summed up often."""
+
+    window_min_tokens: int = 16_000
+    """A model whose window is smaller is not called: persona, tools and a few turns do not fit. 0 calls any."""
+
+    embedding_model: str = ""
+    """What its endpoint calls the model that turns texts into vectors; empty: there is none."""
+
+    embedding_provider: str = ""
+    """Which provider of the models file has it; empty: the default model's."""
 
     model_connect_timeout_s: float = 3.0
     """Seconds for a connection to the endpoint: a second lost packet."""
@@ -181,7 +199,8 @@ class ProviderEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     base_url: str
     api_keys: list[str] = []
     window_tokens: int = 0
-    """Tokens that its models can read; what is surely longer is not sent. 0 if unknown."""
+    """Tokens that its models can read, where their own entries do not say it; what is longer is not sent. 0 if
+    unknown."""
     schema: Literal["openai", "gemini"] = "openai"
     """Which part of JSON schema it takes in the description of a tool."""
     tools: bool = True
@@ -214,6 +233,8 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     input_price: Price = 0.0
     output_price: Price = 0.0
     """Price of a million tokens read and written, in whatever currency the deployment counts; 0 if unknown."""
+    window_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Tokens that it can read; 0: as its provider says."""
 
 
 class ModelsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -293,6 +314,19 @@ def read_mcp_servers(settings: Settings) -> dict[str, McpServer]:
     return servers
 
 
+def _model(entry: ModelEntry, provider: ProviderEntry) -> Model:
+    return Model(
+        entry.name,
+        entry.provider,
+        entry.model,
+        tuple(entry.aliases),
+        entry.fallback,
+        entry.input_price,
+        entry.output_price,
+        entry.window_tokens or provider.window_tokens,
+    )
+
+
 def read_models(settings: Settings) -> Models:
     """Gather the models from the variables and the file. Raises SettingError that names what is wrong."""
     found = _read_file(settings.models_file) if settings.models_file else ModelsFile()
@@ -302,7 +336,7 @@ def read_models(settings: Settings) -> Models:
         _check_url("RETINUE_MODEL_BASE_URL", settings.model_base_url)
         keys = [key.strip() for key in settings.model_api_key.split(",") if key.strip()]
         _check_keys("RETINUE_MODEL_API_KEY", keys)
-        providers["environment"] = ProviderEntry(settings.model_base_url, keys)
+        providers["environment"] = ProviderEntry(settings.model_base_url, keys, settings.model_window_tokens)
         if all(settings.model not in (model.name, *model.aliases) for model in models):
             models.append(ModelEntry(settings.model, "environment", settings.model))
     elif not settings.models_file:
@@ -317,13 +351,7 @@ def read_models(settings: Settings) -> Models:
         raise SettingError("RETINUE_MODELS_FILE names no model.")
     default = found.default or (settings.model if settings.model_base_url else models[0].name)
     try:
-        catalogue = Catalogue(
-            (
-                Model(m.name, m.provider, m.model, tuple(m.aliases), m.fallback, m.input_price, m.output_price)
-                for m in models
-            ),
-            default,
-        )
+        catalogue = Catalogue((_model(one, providers[one.provider]) for one in models), default)
     except CatalogueError as error:
         raise SettingError(f"RETINUE_MODELS_FILE: {error}.") from None
     return Models(providers, catalogue)

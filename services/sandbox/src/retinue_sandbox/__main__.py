@@ -44,7 +44,14 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
     if settings.workspaces_dir:
         backend = make_backend(settings, folder, uids, audit, stack)
     stack.push_async_callback(backend.close)
-    bounds = Bounds(settings.box_idle_s, settings.boxes_max, settings.tenant_boxes_max, settings.tenant_executions_max)
+    bounds = Bounds(
+        settings.box_idle_s,
+        settings.boxes_max,
+        settings.tenant_boxes_max,
+        settings.tenant_executions_max,
+        # A pod is made within a second or two, and costs what it has reserved: none stands idle.
+        settings.spare_boxes_max if settings.box_backend == "bwrap" else 0,
+    )
     sessions = Sessions(backend, roots, bounds, clock)
     stack.push_async_callback(sessions.close)
     sessions.start()
@@ -54,7 +61,7 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
     executions = Executions(sessions, fitness, audit, backend, clock)
     services = [service.service(service.SandboxServicer(executions, sessions, fitness, backend))]
     if settings.workspaces_dir:
-        services.append(files.service(roots, sessions.fence, audit.record))
+        services.append(files.service(roots, sessions.fence, audit.record, fitness.require))
     return Server(settings.address, services)
 
 

@@ -7,7 +7,6 @@ disk.
 
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,11 +62,6 @@ FIELDS = (
     "address",
     "sent_size_bytes",
     "received_size_bytes",
-    "method",
-    "status",
-    "address",
-    "sent_size_bytes",
-    "received_size_bytes",
     "trace_id",
 )
 """What a record may hold, in the order in which it is written. Names stay what they are."""
@@ -78,17 +72,6 @@ TEXT_LENGTH_MAX = 512
 ITEMS_MAX = 64
 """Values of one list."""
 
-ARGUMENTS_MAX = 16
-ARGUMENT_LENGTH_MAX = 128
-"""What is written of a command; its digest is of all of it."""
-
-HIDDEN = "***"
-_SECRET = r"(?:pass(?:word|wd|phrase)?|secret|token|bearer|authorization|credential|api[_-]?key|access[_-]?key)"
-_VALUE = r"""['"]?[^\s'"&]+"""
-_ASSIGNED = re.compile(rf"""(?i)({_SECRET}[\w-]*['"]?\s*[=:]\s*(?:bearer\s+|basic\s+)?|bearer\s+|basic\s+){_VALUE}""")
-_IN_URL = re.compile(r"(://)[^/@\s]+@")
-_OPTION = re.compile(rf"(?i)^--?[\w-]*{_SECRET}[\w-]*$")
-
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 Value = str | int | float | bool | Sequence[str] | dict[str, float]
@@ -97,18 +80,6 @@ Value = str | int | float | bool | Sequence[str] | dict[str, float]
 def digest(data: bytes | str) -> str:
     """SHA-256 in hexadecimal digits."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
-
-
-def redacted(argv: Sequence[str]) -> list[str]:
-    """Shorten a command, with what looks like a secret left out."""
-    short: list[str] = []
-    hide = False
-    for word in argv[:ARGUMENTS_MAX]:
-        head = word[: 4 * ARGUMENT_LENGTH_MAX]  # a secret that reaches over the cut is found before it is cut
-        text = _IN_URL.sub(rf"\1{HIDDEN}@", _ASSIGNED.sub(rf"\1{HIDDEN}", head))
-        short.append(HIDDEN if hide else text[:ARGUMENT_LENGTH_MAX])
-        hide = bool(_OPTION.match(word))
-    return short
 
 
 def _bounded(value: Value) -> object:

@@ -12,6 +12,7 @@ BOUNDS = {
     "boxes_max": (1, 10_000),
     "tenant_boxes_max": (1, 10_000),
     "tenant_executions_max": (1, 64),
+    "spare_boxes_max": (0, 1000),
     "self_test_interval_s": (1, 86_400),
     "pod_cpu_count": (0.1, 64),
     "pod_memory_mib": (128, 65_536),
@@ -97,6 +98,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     tenant_executions_max: int = 8
     """Executions of one tenant at once."""
+
+    spare_boxes_max: int = 16
+    """Boxes made ahead, at most one of a kind, beside the others: who has needed two within 15 s finds the next one
+    ready. 0: none."""
 
     self_test_interval_s: float = 600.0
     """How often it is tried out whether boxes hold."""

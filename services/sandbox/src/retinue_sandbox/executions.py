@@ -10,10 +10,11 @@ from retinue_kit.crashing import reach
 from retinue_kit.errors import Reason, RetinueError
 
 from retinue_sandbox import metrics
-from retinue_sandbox.audit import Audit, digest, redacted
+from retinue_sandbox.audit import Audit, digest
 from retinue_sandbox.crash_points import Point
 from retinue_sandbox.fitness import Fitness
 from retinue_sandbox.ports import Backend, Command, Exit, Isolation, Limits, Outcome, Piece, Profile, Work
+from retinue_sandbox.redacting import redacted
 from retinue_sandbox.sessions import Caller, Sessions
 
 OVERTAKEN = "overtaken"

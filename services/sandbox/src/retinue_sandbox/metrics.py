@@ -19,6 +19,11 @@ box_open_seconds = metrics.histogram(
     "sandbox_box_open_seconds", "Time to open a box.", (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56)
 )
 
+boxes_taken = metrics.counter("sandbox_boxes_taken", "Boxes that were needed, by where they came from.", ["from"])
+"""From: spare, one that had been made ahead; made, for the purpose."""
+
+spare_boxes = metrics.gauge("sandbox_spare_boxes", "Boxes that were made ahead and wait to be needed.")
+
 boxes_ended = metrics.counter("sandbox_boxes_ended", "Boxes that ended, by the cause.", ["cause"])
 """Causes: closed, idle, lost, replaced, one_shot, drain."""
 

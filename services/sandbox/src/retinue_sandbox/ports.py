@@ -121,8 +121,10 @@ class Workspaces(Protocol):
         """Open a tenant's files, made if they are new, closed to every other user. The caller closes the `fd`."""
         ...
 
-    async def over_quota(self, tenant_id: str) -> str:
-        """Say what is too much, in one sentence for a person; "" if nothing is. Bytes and inodes both count."""
+    async def over_quota(self, tenant_id: str, held_bytes: int = 0) -> str:
+        """Say what is too much, in one sentence for a person; "" if nothing is. Bytes and inodes both count, and
+        `held_bytes` beside the files that have names.
+        """
         ...
 
 
@@ -131,7 +133,8 @@ class Box(Protocol):
 
     isolation: Isolation
     lost: asyncio.Event
-    """Set once the box has ended, by `close` or by itself: then nothing can be run in it any more."""
+    """Set once the box has ended, by `close` or by itself: then nothing can be run in it any more, and what was running
+    has been killed, though it may not be gone yet."""
 
     def run(self, work: Work, limits: Limits) -> AsyncGenerator[Piece | Exit, None]:
         """Run something; ends with an Exit. Closing the generator kills all that it has started. Raises RetinueError
@@ -171,6 +174,12 @@ class Backend(Protocol):
         """Open a box. Raises RetinueError(SANDBOX_UNAVAILABLE, metadata.check) if that cannot be had."""
         ...
 
+    async def held_bytes(self, tenant_id: str) -> int:
+        """Bytes of files that processes in a tenant's boxes have open and that have no name any more, as far as can be
+        seen from outside.
+        """
+        ...
+
     async def close(self) -> None:
         """End every box."""
         ...
@@ -204,7 +213,7 @@ class BoxSpec:
     workspace: Workspace
     process_count: int = 512
     """Processes and threads in the box at once, whatever single executions may have."""
-    egress_socket: str = ""
+    egress_folder: str = ""
     """Folder, on this machine, of the proxy's Unix socket; "" where nothing may be reached."""
 
 

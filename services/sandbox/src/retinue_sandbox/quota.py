@@ -5,7 +5,7 @@ import asyncio
 import structlog
 from retinue_kit.errors import Reason, RetinueError
 
-from retinue_sandbox.ports import Workspaces
+from retinue_sandbox.ports import Backend, Workspaces
 
 LOOK_S = 1.0
 """How often a tenant's files are counted while something runs, at most."""
@@ -19,8 +19,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 class Quota:
     """What was seen of tenants' files. `close` it."""
 
-    def __init__(self, workspaces: Workspaces) -> None:
-        self._workspaces = workspaces
+    def __init__(self, workspaces: Workspaces, backend: Backend) -> None:
+        self._workspaces, self._backend = workspaces, backend
         self._over: set[str] = set()
         self._awaited: set[str] = set()
         self._looks: set[asyncio.Task[None]] = set()
@@ -35,7 +35,8 @@ class Quota:
         """Count; answers what is too much, in a sentence, or ""."""
         problem = ""
         try:
-            problem = await self._workspaces.over_quota(tenant_id)
+            held = await self._backend.held_bytes(tenant_id)
+            problem = await self._workspaces.over_quota(tenant_id, held)
             (self._over.add if problem else self._over.discard)(tenant_id)
         except (OSError, RetinueError) as error:
             log.warning("files were not counted", detail=str(error)[:200])

@@ -23,6 +23,10 @@ class RefuseBackend:
         """Refuse."""
         raise NoBoxError(self._problem)
 
+    async def held_bytes(self, tenant_id: str) -> int:
+        """Nothing is open."""
+        return 0
+
     async def close(self) -> None:
         """Nothing is open."""
 

@@ -5,7 +5,6 @@ higher fencing token everything that runs under lower ones ends first.
 """
 
 import asyncio
-import os
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
@@ -31,11 +30,11 @@ from retinue_sandbox.ports import (
     Piece,
     Profile,
     Work,
-    Workspace,
     Workspaces,
 )
 from retinue_sandbox.quota import Quota
 from retinue_sandbox.running import Runner, Running
+from retinue_sandbox.spares import Spares
 
 EVICT_IDLE_S = 5.0
 """Where there are as many boxes as may be, the one that has been idle longest gives way, if it was for so long."""
@@ -60,6 +59,8 @@ class Bounds:
     boxes_max: int = 256
     tenant_boxes_max: int = 32
     tenant_executions_max: int = 8
+    spare_boxes_max: int = 16
+    """Beside the others; see spares.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +97,15 @@ class Sessions:
 
     def __init__(self, backend: Backend, workspaces: Workspaces, bounds: Bounds, clock: Clock) -> None:
         self._backend = backend
-        self._workspaces = workspaces
+        self._spares = Spares(backend, workspaces, bounds.spare_boxes_max, clock)
         self._bounds = bounds
         self._clock = clock
         self._fences = Fences()
-        self._quota = Quota(workspaces)
+        self._quota = Quota(workspaces, backend)
         self._sessions: dict[Key, _Session] = {}
         self._boxes: Counter[str] = Counter()
+        self._ending: dict[asyncio.Task[None], str] = {}
+        """Boxes of ended one-shots that are not gone yet, with whose they are."""
         self._runner = Runner(self._quota, bounds.tenant_executions_max, clock)
         self._reaper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -181,6 +184,7 @@ class Sessions:
             for running in session.running:
                 running.end(Outcome.CANCELLED)
         await asyncio.gather(*(self._end(session, "drain") for session in list(self._sessions.values())))
+        await asyncio.gather(*self._ending, self._spares.close(), return_exceptions=True)
         await self._quota.close()
 
     def _overtake(self, key: Key, token: int) -> None:
@@ -221,7 +225,7 @@ class Sessions:
             self._fences.check(caller.key, caller.fencing_token)
             yield box
         finally:
-            await asyncio.shield(self._shut(caller.tenant_id, box, "one_shot"))
+            await self._shut_behind(caller.tenant_id, box)
 
     async def _box(self, session: _Session, caller: Caller, profile: Profile) -> tuple[Box, bool]:
         """Answer the session's box, and whether it was there already."""
@@ -261,11 +265,7 @@ class Sessions:
         try:
             reach(Point.SESSION_OPENING)
             began = self._clock.monotonic()
-            workspace = await self._workspace(tenant_id)
-            try:
-                box = await self._backend.open(workspace, profile)
-            finally:
-                os.close(workspace.fd)
+            box = await self._spares.take(tenant_id, profile)
             metrics.box_open_seconds.observe(self._clock.monotonic() - began)
             metrics.boxes.inc()
             reach(Point.SESSION_OPENED)
@@ -273,15 +273,6 @@ class Sessions:
             self._count_out(tenant_id)
             raise
         return box
-
-    async def _workspace(self, tenant_id: str) -> Workspace:
-        """Open the tenant's files; where whoever wants them leaves meanwhile, they are closed again."""
-        opening = asyncio.ensure_future(asyncio.to_thread(self._workspaces.open, tenant_id))
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(_close)
-            raise
 
     async def _make_room(self, tenant_id: str) -> None:
         """Raise QUEUE_FULL if there are too many boxes and none is idle."""
@@ -291,6 +282,9 @@ class Sessions:
             while sum(self._boxes[tenant] for tenant in tenants) >= most:
                 now = self._clock.monotonic()
                 idle = [one for one in self._idle(now - EVICT_IDLE_S) if one.key[0] in tenants]
+                if ending := [task for task, tenant in self._ending.items() if tenant in tenants]:
+                    await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
+                    continue
                 if not idle:
                     message = "Too many sessions have a box at the moment; try again."
                     raise RetinueError(Reason.QUEUE_FULL, message, retry_after_s=RETRY_AFTER_S)
@@ -325,6 +319,13 @@ class Sessions:
             metrics.boxes.dec()
             metrics.boxes_ended.labels(cause).inc()
 
+    async def _shut_behind(self, tenant_id: str, box: Box) -> None:
+        """Kill what is in a one-shot's box; it goes behind the answer, and counts until it is gone."""
+        ending = asyncio.create_task(self._shut(tenant_id, box, "one_shot"), name="one-shot's end")
+        self._ending[ending] = tenant_id
+        ending.add_done_callback(self._ending.pop)
+        await box.lost.wait()
+
     def _count_out(self, tenant_id: str) -> None:
         self._boxes[tenant_id] -= 1
         if not self._boxes[tenant_id]:
@@ -337,8 +338,4 @@ class Sessions:
             lost = [one for one in self._idle(now) if one.box is not None and one.box.lost.is_set()]
             for session in [*lost, *self._idle(now - self._bounds.idle_s)]:
                 await self._end(session, "lost" if session in lost else "idle")
-
-
-def _close(opening: "asyncio.Future[Workspace]") -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        os.close(opening.result().fd)
+            await self._spares.reap()

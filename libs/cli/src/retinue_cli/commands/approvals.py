@@ -46,8 +46,11 @@ def list_approvals(
     if as_json:
         print_json([_plain(approval) for approval in found])
         return 0
-    lines = [(a.approval_id, a.contact, a.tool, a.state, time_of(a, "expire_time"), a.summary) for a in found]
-    print_table(("approval", "contact", "tool", "state", "until", "what it would do"), lines)
+    lines = [
+        (a.approval_id, a.contact, a.tool, a.state, time_of(a, "expire_time"), a.summary, a.pattern or "-")
+        for a in found
+    ]
+    print_table(("approval", "contact", "tool", "state", "until", "what it would do", "--always allows"), lines)
     return 0
 
 

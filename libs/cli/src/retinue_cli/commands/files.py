@@ -1,14 +1,16 @@
 """retinue files: what a tenant's agent works with, and what it makes."""
 
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retinue_cli.failures import EXIT_SETTINGS, CommandError
+from retinue_cli.places import PIPE, read_bounded, write_new
 from retinue_cli.state import DEFAULT_STATE_DIR, State, StateDir
-from retinue_cli.tables import print_json, print_table, time_of
+from retinue_cli.tables import print_json, print_table, printable, time_of
 
 if TYPE_CHECKING:
     from retinue.sandbox.v1.file_service_pb2 import FileInfo
@@ -17,8 +19,6 @@ app = typer.Typer(help="Read and write the files of a tenant.", no_args_is_help=
 
 UPLOAD_SIZE_MAX_BYTES = 4 << 20
 """Of a file that is sent, by contract."""
-
-PIPE = "-"
 
 Path_ = Annotated[str, typer.Argument(metavar="PATH", help='The file, with "/" between the parts.')]
 Tenant = Annotated[str, typer.Option("--tenant", help="Name of its tenant; that of the kept token if not given.")]
@@ -69,15 +69,7 @@ def get(
             return 0
         first = next(pieces)  # what is not there makes no file
         place = Path(to or path.rsplit("/", 1)[-1])
-        try:
-            with place.open("xb") as file:
-                file.write(first)
-                for piece in pieces:
-                    file.write(piece)
-        except FileExistsError:
-            raise CommandError(f"{place} is there already; say another name behind the path.", EXIT_SETTINGS) from None
-        except OSError as error:
-            raise CommandError(f"{place} cannot be written: {error.strerror}.") from None
+        write_new(place, chain((first,), pieces))
     return 0
 
 
@@ -93,7 +85,7 @@ def put(
     """Write a file whole, at most 4 MiB, in the place of one that is there."""
     if file == PIPE and not path:
         raise CommandError("Say what it is to be called: a PATH behind the -.", EXIT_SETTINGS)
-    data = _read(file)
+    data = read_bounded(file, UPLOAD_SIZE_MAX_BYTES)
     from retinue_cli.files import Files
     from retinue_cli.mesh import Mesh
 
@@ -133,22 +125,3 @@ def line(file: "FileInfo") -> tuple[str, ...]:
     """Lay a file out as a line of the table."""
     size = str(file.size_bytes) if file.kind == "file" else ""
     return printable(file.path), file.kind, size, time_of(file, "modify_time")
-
-
-def printable(name: str) -> str:
-    """Write a name that somebody else has chosen so that it gives the terminal no orders."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in name)
-
-
-def _read(file: str) -> bytes:
-    try:
-        if file == PIPE:
-            data = sys.stdin.buffer.read(UPLOAD_SIZE_MAX_BYTES + 1)
-        else:
-            with Path(file).open("rb") as opened:
-                data = opened.read(UPLOAD_SIZE_MAX_BYTES + 1)
-    except OSError as error:
-        raise CommandError(f"{file} cannot be read: {error.strerror}.", EXIT_SETTINGS) from None
-    if len(data) > UPLOAD_SIZE_MAX_BYTES:
-        raise CommandError(f"{file} is larger than {UPLOAD_SIZE_MAX_BYTES >> 20} MiB.", EXIT_SETTINGS)
-    return data

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 STATES = ("queued", "running", "waiting", "succeeded", "failed", "cancelled")
 COUNT_DEFAULT = 50
 COUNT_MAX = 1000
+COUNTED_MAX = 1000
+"""Open dead letters of a tenant that the router counts; a tenant that has so many may have more."""
+
 TENANTS_READ_MAX = 100
 """Tenants whose dead letters are read where no tenant is named; those with most come first."""
 
@@ -84,7 +87,8 @@ def dead(
     print_table(("tenant", "run", "contact", "kind", "attempts", "set aside", "why"), lines)
     more = sum(counts.values()) - len(found)
     if more > 0:
-        typer.echo(f"… and {more} more; name a tenant with --tenant, or raise --count")
+        least = "at least " if max(counts.values()) >= COUNTED_MAX else ""
+        typer.echo(f"… and {least}{more} more; name a tenant with --tenant, or raise --count")
     return 0
 
 

@@ -7,7 +7,7 @@ import typer
 
 from retinue_cli.failures import EXIT_SETTINGS, CommandError
 from retinue_cli.state import DEFAULT_STATE_DIR, State, StateDir
-from retinue_cli.tables import print_json, print_table, time_of
+from retinue_cli.tables import print_facts, print_json, print_table, time_of
 
 if TYPE_CHECKING:
     from retinue.router.v1.schedule_service_pb2 import Schedule
@@ -40,6 +40,34 @@ def list_schedules(
         for s in found
     ]
     print_table(("schedule", "contact", "kind", "cron", "time zone", "next", "last run"), lines)
+    return 0
+
+
+@app.command("show")
+def show(
+    schedule: Schedule_, tenant: Tenant = "", as_json: AsJson = False, state_dir: StateDir = DEFAULT_STATE_DIR
+) -> int:
+    """Show a schedule with what its tasks are asked."""
+    from retinue_cli.mesh import Mesh
+
+    where = State(state_dir)
+    with Mesh(where) as mesh:
+        found = mesh.schedule(mesh.tenant_of(tenant, where.token()), schedule)
+    plain = _plain(found)
+    if as_json:
+        print_json(plain)
+        return 0
+    print_facts(
+        ("schedule", found.schedule_id),
+        ("contact", found.contact),
+        ("kind", found.kind),
+        ("state", found.state),
+        ("comes", f"{found.cron} in {found.time_zone}"),
+        ("next", time_of(found, "next_time")),
+        ("last run", found.last_run_id),
+        ("made", time_of(found, "create_time")),
+        ("input", json.dumps(plain.get("input", {}), ensure_ascii=False)),
+    )
     return 0
 
 

@@ -1,13 +1,13 @@
 """retinue webhooks: where a tenant's events are sent to, and what became of them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retinue_cli.failures import EXIT_SETTINGS, CommandError
 from retinue_cli.state import DEFAULT_STATE_DIR, State, StateDir
-from retinue_cli.tables import print_json, print_table
+from retinue_cli.tables import print_facts, print_json, print_table, time_of
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -36,6 +36,30 @@ def list_webhooks(tenant: Tenant = "", as_json: AsJson = False, state_dir: State
     else:
         lines = [(w.webhook_id, w.kind, w.state, w.url, " ".join(w.event_types)) for w in found]
         print_table(("webhook", "kind", "state", "url", "events"), lines)
+    return 0
+
+
+@app.command("show")
+def show(
+    webhook: Webhook, tenant: Tenant = "", as_json: AsJson = False, state_dir: StateDir = DEFAULT_STATE_DIR
+) -> int:
+    """Show a webhook; its secret was shown when it was made."""
+    from retinue_cli.mesh import Mesh
+
+    where = State(state_dir)
+    with Mesh(where) as mesh:
+        found = mesh.webhook(mesh.tenant_of(tenant, where.token()), webhook)
+    if as_json:
+        print_json(_plain(found))
+        return 0
+    print_facts(
+        ("webhook", found.webhook_id),
+        ("kind", found.kind),
+        ("state", found.state),
+        ("url", found.url),
+        ("events", " ".join(found.event_types)),
+        ("made", time_of(found, "create_time")),
+    )
     return 0
 
 
@@ -163,8 +187,11 @@ def retry(
     return 0
 
 
-def _print_json(found: "Sequence[Message]") -> None:
+def _plain(message: "Message") -> dict[str, Any]:
     from google.protobuf.json_format import MessageToDict
 
-    plain = [MessageToDict(message, preserving_proto_field_name=True) for message in found]
-    print_json(plain)
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
+def _print_json(found: "Sequence[Message]") -> None:
+    print_json([_plain(message) for message in found])

@@ -126,6 +126,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The text to replace is not there, or more than once; metadata.match_count."""
     ERROR_REASON_ALLOWANCE_NOT_FOUND: _ErrorReason.ValueType  # 51
     """There is no such allowance."""
+    ERROR_REASON_BUNDLE_INVALID: _ErrorReason.ValueType  # 52
+    """The bundle is not whole, not ours, or of a version that is not known; metadata.part says which part."""
+    ERROR_REASON_FACT_NOT_FOUND: _ErrorReason.ValueType  # 53
+    """There is no such fact, or it is another tenant's or contact's (NOT_FOUND)."""
+    ERROR_REASON_DECISION_NOT_FOUND: _ErrorReason.ValueType  # 54
+    """Policy has decided nothing for the run yet (NOT_FOUND)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: the `reason` of the `google.rpc.ErrorInfo` (domain "retinue") in an error's details is one of
@@ -237,4 +243,10 @@ ERROR_REASON_EDIT_MISMATCH: ErrorReason.ValueType  # 50
 """The text to replace is not there, or more than once; metadata.match_count."""
 ERROR_REASON_ALLOWANCE_NOT_FOUND: ErrorReason.ValueType  # 51
 """There is no such allowance."""
+ERROR_REASON_BUNDLE_INVALID: ErrorReason.ValueType  # 52
+"""The bundle is not whole, not ours, or of a version that is not known; metadata.part says which part."""
+ERROR_REASON_FACT_NOT_FOUND: ErrorReason.ValueType  # 53
+"""There is no such fact, or it is another tenant's or contact's (NOT_FOUND)."""
+ERROR_REASON_DECISION_NOT_FOUND: ErrorReason.ValueType  # 54
+"""Policy has decided nothing for the run yet (NOT_FOUND)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

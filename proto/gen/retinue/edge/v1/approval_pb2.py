@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eretinue/edge/v1/approval.proto\x12\x0fretinue.edge.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb0\x01\n\x08\x41pproval\x12\x13\n\x0b\x61pproval_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontact\x18\x03 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x04 \x01(\t\x12\x0c\n\x04tool\x18\x05 \x01(\t\x12\x0f\n\x07summary\x18\x06 \x01(\t\x12\r\n\x05state\x18\x07 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb0\x01\n\x14ListApprovalsRequest\x12H\n\x05state\x18\x01 \x01(\tB9\xbaH6r4R\x00R\x07pendingR\nallow_onceR\x0c\x61llow_alwaysR\x04\x64\x65nyR\x07\x65xpired\x12\"\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x01H\x00\x88\x01\x01\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x42\x0c\n\n_page_size\"^\n\x15ListApprovalsResponse\x12,\n\tapprovals\x18\x01 \x03(\x0b\x32\x19.retinue.edge.v1.Approval\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x15\x44\x65\x63ideApprovalRequest\x12\x1b\n\x08\x61pproval\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x37\n\x08\x64\x65\x63ision\x18\x02 \x01(\tB%\xbaH\"r R\nallow_onceR\x0c\x61llow_alwaysR\x04\x64\x65ny\"E\n\x16\x44\x65\x63ideApprovalResponse\x12+\n\x08\x61pproval\x18\x01 \x01(\x0b\x32\x19.retinue.edge.v1.Approvalb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eretinue/edge/v1/approval.proto\x12\x0fretinue.edge.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x01\n\x08\x41pproval\x12\x13\n\x0b\x61pproval_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontact\x18\x03 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x04 \x01(\t\x12\x0c\n\x04tool\x18\x05 \x01(\t\x12\x0f\n\x07summary\x18\x06 \x01(\t\x12\r\n\x05state\x18\x07 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07pattern\x18\t \x01(\t\"\xb0\x01\n\x14ListApprovalsRequest\x12H\n\x05state\x18\x01 \x01(\tB9\xbaH6r4R\x00R\x07pendingR\nallow_onceR\x0c\x61llow_alwaysR\x04\x64\x65nyR\x07\x65xpired\x12\"\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x01H\x00\x88\x01\x01\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x42\x0c\n\n_page_size\"^\n\x15ListApprovalsResponse\x12,\n\tapprovals\x18\x01 \x03(\x0b\x32\x19.retinue.edge.v1.Approval\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x15\x44\x65\x63ideApprovalRequest\x12\x1b\n\x08\x61pproval\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x37\n\x08\x64\x65\x63ision\x18\x02 \x01(\tB%\xbaH\"r R\nallow_onceR\x0c\x61llow_alwaysR\x04\x64\x65ny\"E\n\x16\x44\x65\x63ideApprovalResponse\x12+\n\x08\x61pproval\x18\x01 \x01(\x0b\x32\x19.retinue.edge.v1.Approvalb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,13 +44,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECIDEAPPROVALREQUEST'].fields_by_name['decision']._loaded_options = None
   _globals['_DECIDEAPPROVALREQUEST'].fields_by_name['decision']._serialized_options = b'\272H\"r R\nallow_onceR\014allow_alwaysR\004deny'
   _globals['_APPROVAL']._serialized_start=114
-  _globals['_APPROVAL']._serialized_end=290
-  _globals['_LISTAPPROVALSREQUEST']._serialized_start=293
-  _globals['_LISTAPPROVALSREQUEST']._serialized_end=469
-  _globals['_LISTAPPROVALSRESPONSE']._serialized_start=471
-  _globals['_LISTAPPROVALSRESPONSE']._serialized_end=565
-  _globals['_DECIDEAPPROVALREQUEST']._serialized_start=567
-  _globals['_DECIDEAPPROVALREQUEST']._serialized_end=676
-  _globals['_DECIDEAPPROVALRESPONSE']._serialized_start=678
-  _globals['_DECIDEAPPROVALRESPONSE']._serialized_end=747
+  _globals['_APPROVAL']._serialized_end=307
+  _globals['_LISTAPPROVALSREQUEST']._serialized_start=310
+  _globals['_LISTAPPROVALSREQUEST']._serialized_end=486
+  _globals['_LISTAPPROVALSRESPONSE']._serialized_start=488
+  _globals['_LISTAPPROVALSRESPONSE']._serialized_end=582
+  _globals['_DECIDEAPPROVALREQUEST']._serialized_start=584
+  _globals['_DECIDEAPPROVALREQUEST']._serialized_end=693
+  _globals['_DECIDEAPPROVALRESPONSE']._serialized_start=695
+  _globals['_DECIDEAPPROVALRESPONSE']._serialized_end=764
 # @@protoc_insertion_point(module_scope)

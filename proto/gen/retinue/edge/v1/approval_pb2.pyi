@@ -33,6 +33,7 @@ class Approval(_message.Message):
     SUMMARY_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
     approval_id: _builtins.str
     """Id of the approval."""
     run_id: _builtins.str
@@ -47,6 +48,8 @@ class Approval(_message.Message):
     """What the call would do, in one line."""
     state: _builtins.str
     """"pending", "allow_once", "allow_always", "deny" or "expired"."""
+    pattern: _builtins.str
+    """What "allow_always" would allow, as policy writes it; empty: no more than the one call."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When silence becomes a denial."""
@@ -62,10 +65,11 @@ class Approval(_message.Message):
         summary: _builtins.str = ...,
         state: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        pattern: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "call_id", b"call_id", "contact", b"contact", "expire_time", b"expire_time", "run_id", b"run_id", "state", b"state", "summary", b"summary", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "call_id", b"call_id", "contact", b"contact", "expire_time", b"expire_time", "pattern", b"pattern", "run_id", b"run_id", "state", b"state", "summary", b"summary", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -41,7 +41,7 @@ class FileServiceStub:
                 request_serializer=retinue_dot_edge_dot_v1_dot_file__service__pb2.ListFilesRequest.SerializeToString,
                 response_deserializer=retinue_dot_edge_dot_v1_dot_file__service__pb2.ListFilesResponse.FromString,
                 _registered_method=True)
-        self.DownloadFile = channel.unary_unary(
+        self.DownloadFile = channel.unary_stream(
                 '/retinue.edge.v1.FileService/DownloadFile',
                 request_serializer=retinue_dot_edge_dot_v1_dot_file__service__pb2.DownloadFileRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
@@ -70,7 +70,8 @@ class FileServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DownloadFile(self, request, context):
-        """Reads a file; the body is its bytes. Fails with FILE_NOT_FOUND.
+        """Reads a file; the body is its bytes, in parts of up to 256 KiB. Fails with FILE_NOT_FOUND; with FILE_CHANGED where it
+        is changed while it is read.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         """
@@ -101,7 +102,7 @@ def add_FileServiceServicer_to_server(servicer, server):
                     request_deserializer=retinue_dot_edge_dot_v1_dot_file__service__pb2.ListFilesRequest.FromString,
                     response_serializer=retinue_dot_edge_dot_v1_dot_file__service__pb2.ListFilesResponse.SerializeToString,
             ),
-            'DownloadFile': grpc.unary_unary_rpc_method_handler(
+            'DownloadFile': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadFile,
                     request_deserializer=retinue_dot_edge_dot_v1_dot_file__service__pb2.DownloadFileRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
@@ -166,7 +167,7 @@ class FileService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/retinue.edge.v1.FileService/DownloadFile',

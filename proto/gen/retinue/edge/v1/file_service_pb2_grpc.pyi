@@ -19,8 +19,9 @@ class FileServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListFiles: _aio.UnaryUnaryMultiCallable[_file_service_pb2.ListFilesRequest, _file_service_pb2.ListFilesResponse]
     """Lists files, sorted by path. Fails with FILE_NOT_FOUND where `folder` is not there."""
-    DownloadFile: _aio.UnaryUnaryMultiCallable[_file_service_pb2.DownloadFileRequest, _httpbody_pb2.HttpBody]
-    """Reads a file; the body is its bytes. Fails with FILE_NOT_FOUND.
+    DownloadFile: _aio.UnaryStreamMultiCallable[_file_service_pb2.DownloadFileRequest, _httpbody_pb2.HttpBody]
+    """Reads a file; the body is its bytes, in parts of up to 256 KiB. Fails with FILE_NOT_FOUND; with FILE_CHANGED where it
+    is changed while it is read.
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
     """
@@ -46,9 +47,10 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
     def DownloadFile(
         self,
         request: _file_service_pb2.DownloadFileRequest,
-        context: _aio.ServicerContext[_file_service_pb2.DownloadFileRequest, _abc.Awaitable[_httpbody_pb2.HttpBody]],
-    ) -> _abc.Awaitable[_httpbody_pb2.HttpBody]:
-        """Reads a file; the body is its bytes. Fails with FILE_NOT_FOUND.
+        context: _aio.ServicerContext[_file_service_pb2.DownloadFileRequest, _abc.AsyncIterator[_httpbody_pb2.HttpBody]],
+    ) -> _abc.AsyncIterator[_httpbody_pb2.HttpBody]:
+        """Reads a file; the body is its bytes, in parts of up to 256 KiB. Fails with FILE_NOT_FOUND; with FILE_CHANGED where it
+        is changed while it is read.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         """

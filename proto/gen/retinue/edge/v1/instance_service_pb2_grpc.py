@@ -85,7 +85,8 @@ class InstanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteInstance(self, request, context):
-        """Gives the instance back. Conversations lose nothing: the next message finds another. Fails with INSTANCE_NOT_FOUND.
+        """Gives the instance back. Conversations lose nothing: the next message finds another. Fails with INSTANCE_NOT_FOUND,
+        QUOTA_EXCEEDED (given back too often of late; with RetryInfo).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,7 +26,9 @@ class InstanceServiceStub:
     runtime without instances.
     """
     DeleteInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.DeleteInstanceRequest, _instance_service_pb2.DeleteInstanceResponse]
-    """Gives the instance back. Conversations lose nothing: the next message finds another. Fails with INSTANCE_NOT_FOUND."""
+    """Gives the instance back. Conversations lose nothing: the next message finds another. Fails with INSTANCE_NOT_FOUND,
+    QUOTA_EXCEEDED (given back too often of late; with RetryInfo).
+    """
     GetChatUrl: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.GetChatUrlRequest, _instance_service_pb2.GetChatUrlResponse]
     """Says where to chat: the WebSocket of this API, which needs the caller's own token as every call does. The address
     holds no token and no contact: each frame names whom it is for.
@@ -66,7 +68,9 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _instance_service_pb2.DeleteInstanceRequest,
         context: _aio.ServicerContext[_instance_service_pb2.DeleteInstanceRequest, _abc.Awaitable[_instance_service_pb2.DeleteInstanceResponse]],
     ) -> _abc.Awaitable[_instance_service_pb2.DeleteInstanceResponse]:
-        """Gives the instance back. Conversations lose nothing: the next message finds another. Fails with INSTANCE_NOT_FOUND."""
+        """Gives the instance back. Conversations lose nothing: the next message finds another. Fails with INSTANCE_NOT_FOUND,
+        QUOTA_EXCEEDED (given back too often of late; with RetryInfo).
+        """
 
     @_abc_1.abstractmethod
     def GetChatUrl(

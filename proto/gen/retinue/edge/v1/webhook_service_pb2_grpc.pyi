@@ -17,8 +17,9 @@ class WebhookServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateWebhook: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.CreateWebhookRequest, _webhook_service_pb2.CreateWebhookResponse]
-    """Makes a webhook. The answer is the only one that holds its secret. Not idempotent: whoever has heard no answer lists
-    the webhooks and removes the one whose secret is not known. Fails with QUOTA_EXCEEDED.
+    """Makes a webhook. Only an answer to this call holds its secret. Idempotent with the header `idempotency-key`: the same webhook
+    with the same secret is answered again. Fails with IDEMPOTENCY_KEY_REUSED, QUOTA_EXCEEDED, WEBHOOK_NOT_FOUND (what the
+    key has made is removed).
     """
     GetWebhook: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.GetWebhookRequest, _webhook_service_pb2.GetWebhookResponse]
     """Reads a webhook. Fails with WEBHOOK_NOT_FOUND."""
@@ -46,8 +47,9 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _webhook_service_pb2.CreateWebhookRequest,
         context: _aio.ServicerContext[_webhook_service_pb2.CreateWebhookRequest, _abc.Awaitable[_webhook_service_pb2.CreateWebhookResponse]],
     ) -> _abc.Awaitable[_webhook_service_pb2.CreateWebhookResponse]:
-        """Makes a webhook. The answer is the only one that holds its secret. Not idempotent: whoever has heard no answer lists
-        the webhooks and removes the one whose secret is not known. Fails with QUOTA_EXCEEDED.
+        """Makes a webhook. Only an answer to this call holds its secret. Idempotent with the header `idempotency-key`: the same webhook
+        with the same secret is answered again. Fails with IDEMPOTENCY_KEY_REUSED, QUOTA_EXCEEDED, WEBHOOK_NOT_FOUND (what the
+        key has made is removed).
         """
 
     @_abc_1.abstractmethod

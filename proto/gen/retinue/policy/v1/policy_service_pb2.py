@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from retinue.policy.v1 import breaker_pb2 as retinue_dot_policy_dot_v1_dot_breaker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&retinue/policy/v1/policy_service.proto\x12\x11retinue.policy.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fretinue/policy/v1/breaker.proto\"\xb3\x02\n\rDecideRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06run_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x04kind\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\"\n\x11requested_runtime\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12 \n\x0fsession_runtime\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x36\n\x13session_runtime_age\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x15tool_transaction_open\x18\x07 \x01(\x08\x12\x18\n\x07\x61ttempt\x18\x08 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x19\n\x08\x61gent_id\x18\t \x01(\tB\x07\xbaH\x04r\x02\x18@\"?\n\x0e\x44\x65\x63ideResponse\x12-\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1b.retinue.policy.v1.Decision\"\x88\x02\n\x08\x44\x65\x63ision\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x18\n\x10switches_runtime\x18\x03 \x01(\x08\x12\x17\n\x0fsandbox_profile\x18\x04 \x01(\t\x12)\n\x06limits\x18\x05 \x01(\x0b\x32\x19.retinue.policy.v1.Limits\x12+\n\x05rules\x18\x06 \x03(\x0b\x32\x1c.retinue.policy.v1.FiredRule\x12\x0e\n\x06probes\x18\x07 \x01(\x08\x12\x0f\n\x07watched\x18\x08 \x01(\x08\x12\x11\n\tisolation\x18\t \x01(\t\x12\r\n\x05tools\x18\n \x03(\t\x12\x0e\n\x06\x65gress\x18\x0b \x03(\t\"\x95\x01\n\x06Limits\x12\x1c\n\x14\x63oncurrent_run_count\x18\x01 \x01(\x05\x12\x15\n\rattempt_count\x18\x02 \x01(\x05\x12+\n\x08run_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11output_size_bytes\x18\x04 \x01(\x05\x12\x0e\n\x06weight\x18\x05 \x01(\x01\"9\n\tFiredRule\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x0e\n\x06\x65\x66\x66\x65\x63t\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"R\n\x15ReportOutcomesRequest\x12\x39\n\x08outcomes\x18\x01 \x03(\x0b\x32\x1a.retinue.policy.v1.OutcomeB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xf4\x03\"\x18\n\x16ReportOutcomesResponse\"4\n\x13ListBreakersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\"Y\n\x14ListBreakersResponse\x12,\n\x08\x62reakers\x18\x01 \x03(\x0b\x32\x1a.retinue.policy.v1.Breaker\x12\x13\n\x0btotal_count\x18\x02 \x01(\x05\x32\xa6\x02\n\rPolicyService\x12M\n\x06\x44\x65\x63ide\x12 .retinue.policy.v1.DecideRequest\x1a!.retinue.policy.v1.DecideResponse\x12\x65\n\x0eReportOutcomes\x12(.retinue.policy.v1.ReportOutcomesRequest\x1a).retinue.policy.v1.ReportOutcomesResponse\x12_\n\x0cListBreakers\x12&.retinue.policy.v1.ListBreakersRequest\x1a\'.retinue.policy.v1.ListBreakersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&retinue/policy/v1/policy_service.proto\x12\x11retinue.policy.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fretinue/policy/v1/breaker.proto\"\xb3\x02\n\rDecideRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06run_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x04kind\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\"\n\x11requested_runtime\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12 \n\x0fsession_runtime\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x36\n\x13session_runtime_age\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x15tool_transaction_open\x18\x07 \x01(\x08\x12\x18\n\x07\x61ttempt\x18\x08 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x19\n\x08\x61gent_id\x18\t \x01(\tB\x07\xbaH\x04r\x02\x18@\"?\n\x0e\x44\x65\x63ideResponse\x12-\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1b.retinue.policy.v1.Decision\"\xe9\x02\n\x08\x44\x65\x63ision\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x18\n\x10switches_runtime\x18\x03 \x01(\x08\x12\x17\n\x0fsandbox_profile\x18\x04 \x01(\t\x12)\n\x06limits\x18\x05 \x01(\x0b\x32\x19.retinue.policy.v1.Limits\x12+\n\x05rules\x18\x06 \x03(\x0b\x32\x1c.retinue.policy.v1.FiredRule\x12\x0e\n\x06probes\x18\x07 \x01(\x08\x12\x0f\n\x07watched\x18\x08 \x01(\x08\x12\x11\n\tisolation\x18\t \x01(\t\x12\r\n\x05tools\x18\n \x03(\t\x12\x0e\n\x06\x65gress\x18\x0b \x03(\t\x12)\n\x08snapshot\x18\x0c \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x34\n\tabilities\x18\r \x03(\x0b\x32!.retinue.policy.v1.RuntimeAbility\"G\n\x0eRuntimeAbility\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12\r\n\x05tools\x18\x02 \x01(\x08\x12\x15\n\rwindow_tokens\x18\x03 \x01(\x05\"z\n\x16ReplayDecisionsRequest\x12\x1d\n\nrules_toml\x18\x01 \x01(\tB\t\xbaH\x06r\x04(\xc0\x84=\x12\x41\n\tdecisions\x18\x02 \x03(\x0b\x32#.retinue.policy.v1.ReplayedDecisionB\t\xbaH\x06\x92\x01\x03\x10\xf4\x03\"`\n\x10ReplayedDecision\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12)\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x80\x01\n\x17ReplayDecisionsResponse\x12:\n\x0b\x64ifferences\x18\x01 \x03(\x0b\x32%.retinue.policy.v1.DecisionDifference\x12\x12\n\nsame_count\x18\x02 \x01(\x05\x12\x15\n\rskipped_count\x18\x03 \x01(\x05\"\xa6\x01\n\x12\x44\x65\x63isionDifference\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x16\n\x0e\x66ormer_runtime\x18\x03 \x01(\t\x12\x0f\n\x07runtime\x18\x04 \x01(\t\x12\x13\n\x0b\x66ormer_rule\x18\x05 \x01(\t\x12\x0c\n\x04rule\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x11\n\tisolation\x18\x08 \x01(\t\"\x95\x01\n\x06Limits\x12\x1c\n\x14\x63oncurrent_run_count\x18\x01 \x01(\x05\x12\x15\n\rattempt_count\x18\x02 \x01(\x05\x12+\n\x08run_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11output_size_bytes\x18\x04 \x01(\x05\x12\x0e\n\x06weight\x18\x05 \x01(\x01\"9\n\tFiredRule\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x0e\n\x06\x65\x66\x66\x65\x63t\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"R\n\x15ReportOutcomesRequest\x12\x39\n\x08outcomes\x18\x01 \x03(\x0b\x32\x1a.retinue.policy.v1.OutcomeB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xf4\x03\"\x18\n\x16ReportOutcomesResponse\"4\n\x13ListBreakersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\"Y\n\x14ListBreakersResponse\x12,\n\x08\x62reakers\x18\x01 \x03(\x0b\x32\x1a.retinue.policy.v1.Breaker\x12\x13\n\x0btotal_count\x18\x02 \x01(\x05\x32\x90\x03\n\rPolicyService\x12M\n\x06\x44\x65\x63ide\x12 .retinue.policy.v1.DecideRequest\x1a!.retinue.policy.v1.DecideResponse\x12\x65\n\x0eReportOutcomes\x12(.retinue.policy.v1.ReportOutcomesRequest\x1a).retinue.policy.v1.ReportOutcomesResponse\x12_\n\x0cListBreakers\x12&.retinue.policy.v1.ListBreakersRequest\x1a\'.retinue.policy.v1.ListBreakersResponse\x12h\n\x0fReplayDecisions\x12).retinue.policy.v1.ReplayDecisionsRequest\x1a*.retinue.policy.v1.ReplayDecisionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,28 +49,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECIDEREQUEST'].fields_by_name['attempt']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_DECIDEREQUEST'].fields_by_name['agent_id']._loaded_options = None
   _globals['_DECIDEREQUEST'].fields_by_name['agent_id']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_REPLAYDECISIONSREQUEST'].fields_by_name['rules_toml']._loaded_options = None
+  _globals['_REPLAYDECISIONSREQUEST'].fields_by_name['rules_toml']._serialized_options = b'\272H\006r\004(\300\204='
+  _globals['_REPLAYDECISIONSREQUEST'].fields_by_name['decisions']._loaded_options = None
+  _globals['_REPLAYDECISIONSREQUEST'].fields_by_name['decisions']._serialized_options = b'\272H\006\222\001\003\020\364\003'
   _globals['_REPORTOUTCOMESREQUEST'].fields_by_name['outcomes']._loaded_options = None
   _globals['_REPORTOUTCOMESREQUEST'].fields_by_name['outcomes']._serialized_options = b'\272H\010\222\001\005\010\001\020\364\003'
   _globals['_LISTBREAKERSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTBREAKERSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
-  _globals['_DECIDEREQUEST']._serialized_start=156
-  _globals['_DECIDEREQUEST']._serialized_end=463
-  _globals['_DECIDERESPONSE']._serialized_start=465
-  _globals['_DECIDERESPONSE']._serialized_end=528
-  _globals['_DECISION']._serialized_start=531
-  _globals['_DECISION']._serialized_end=795
-  _globals['_LIMITS']._serialized_start=798
-  _globals['_LIMITS']._serialized_end=947
-  _globals['_FIREDRULE']._serialized_start=949
-  _globals['_FIREDRULE']._serialized_end=1006
-  _globals['_REPORTOUTCOMESREQUEST']._serialized_start=1008
-  _globals['_REPORTOUTCOMESREQUEST']._serialized_end=1090
-  _globals['_REPORTOUTCOMESRESPONSE']._serialized_start=1092
-  _globals['_REPORTOUTCOMESRESPONSE']._serialized_end=1116
-  _globals['_LISTBREAKERSREQUEST']._serialized_start=1118
-  _globals['_LISTBREAKERSREQUEST']._serialized_end=1170
-  _globals['_LISTBREAKERSRESPONSE']._serialized_start=1172
-  _globals['_LISTBREAKERSRESPONSE']._serialized_end=1261
-  _globals['_POLICYSERVICE']._serialized_start=1264
-  _globals['_POLICYSERVICE']._serialized_end=1558
+  _globals['_DECIDEREQUEST']._serialized_start=186
+  _globals['_DECIDEREQUEST']._serialized_end=493
+  _globals['_DECIDERESPONSE']._serialized_start=495
+  _globals['_DECIDERESPONSE']._serialized_end=558
+  _globals['_DECISION']._serialized_start=561
+  _globals['_DECISION']._serialized_end=922
+  _globals['_RUNTIMEABILITY']._serialized_start=924
+  _globals['_RUNTIMEABILITY']._serialized_end=995
+  _globals['_REPLAYDECISIONSREQUEST']._serialized_start=997
+  _globals['_REPLAYDECISIONSREQUEST']._serialized_end=1119
+  _globals['_REPLAYEDDECISION']._serialized_start=1121
+  _globals['_REPLAYEDDECISION']._serialized_end=1217
+  _globals['_REPLAYDECISIONSRESPONSE']._serialized_start=1220
+  _globals['_REPLAYDECISIONSRESPONSE']._serialized_end=1348
+  _globals['_DECISIONDIFFERENCE']._serialized_start=1351
+  _globals['_DECISIONDIFFERENCE']._serialized_end=1517
+  _globals['_LIMITS']._serialized_start=1520
+  _globals['_LIMITS']._serialized_end=1669
+  _globals['_FIREDRULE']._serialized_start=1671
+  _globals['_FIREDRULE']._serialized_end=1728
+  _globals['_REPORTOUTCOMESREQUEST']._serialized_start=1730
+  _globals['_REPORTOUTCOMESREQUEST']._serialized_end=1812
+  _globals['_REPORTOUTCOMESRESPONSE']._serialized_start=1814
+  _globals['_REPORTOUTCOMESRESPONSE']._serialized_end=1838
+  _globals['_LISTBREAKERSREQUEST']._serialized_start=1840
+  _globals['_LISTBREAKERSREQUEST']._serialized_end=1892
+  _globals['_LISTBREAKERSRESPONSE']._serialized_start=1894
+  _globals['_LISTBREAKERSRESPONSE']._serialized_end=1983
+  _globals['_POLICYSERVICE']._serialized_start=1986
+  _globals['_POLICYSERVICE']._serialized_end=2386
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from retinue.policy.v1 import breaker_pb2 as _breaker_pb2
 import builtins as _builtins
@@ -117,6 +118,8 @@ class Decision(_message.Message):
     ISOLATION_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
     EGRESS_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    ABILITIES_FIELD_NUMBER: _builtins.int
     runtime: _builtins.str
     """The runtime."""
     model: _builtins.str
@@ -149,6 +152,14 @@ class Decision(_message.Message):
     def egress(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What tools may reach over the network, as "host:port"."""
 
+    @_builtins.property
+    def snapshot(self) -> _struct_pb2.Struct:
+        """All that the runtime was decided on, so that other rules can be tried on it later. No text of anybody's."""
+
+    @_builtins.property
+    def abilities(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuntimeAbility]:
+        """The runtimes that it may be given to, with what they can do; those of DescribeRuntimes that are on."""
+
     def __init__(
         self,
         *,
@@ -163,14 +174,190 @@ class Decision(_message.Message):
         isolation: _builtins.str = ...,
         tools: _abc.Iterable[_builtins.str] | None = ...,
         egress: _abc.Iterable[_builtins.str] | None = ...,
+        snapshot: _struct_pb2.Struct | None = ...,
+        abilities: _abc.Iterable[Global___RuntimeAbility] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["egress", b"egress", "isolation", b"isolation", "limits", b"limits", "model", b"model", "probes", b"probes", "rules", b"rules", "runtime", b"runtime", "sandbox_profile", b"sandbox_profile", "switches_runtime", b"switches_runtime", "tools", b"tools", "watched", b"watched"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "egress", b"egress", "isolation", b"isolation", "limits", b"limits", "model", b"model", "probes", b"probes", "rules", b"rules", "runtime", b"runtime", "sandbox_profile", b"sandbox_profile", "snapshot", b"snapshot", "switches_runtime", b"switches_runtime", "tools", b"tools", "watched", b"watched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Decision: _TypeAlias = Decision  # noqa: Y015
+
+@_typing.final
+class RuntimeAbility(_message.Message):
+    """What a runtime can do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    WINDOW_TOKENS_FIELD_NUMBER: _builtins.int
+    runtime: _builtins.str
+    """Its name."""
+    tools: _builtins.bool
+    """Whether it can call tools."""
+    window_tokens: _builtins.int
+    """Tokens that the run's model can read there; 0 if that is not known."""
+    def __init__(
+        self,
+        *,
+        runtime: _builtins.str = ...,
+        tools: _builtins.bool = ...,
+        window_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["runtime", b"runtime", "tools", b"tools", "window_tokens", b"window_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RuntimeAbility: _TypeAlias = RuntimeAbility  # noqa: Y015
+
+@_typing.final
+class ReplayDecisionsRequest(_message.Message):
+    """Other rules, and what was decided before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULES_TOML_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    rules_toml: _builtins.str
+    """The rules, as in runtimes.toml."""
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplayedDecision]:
+        """Decisions as they are stored; those without a snapshot are counted alone."""
+
+    def __init__(
+        self,
+        *,
+        rules_toml: _builtins.str = ...,
+        decisions: _abc.Iterable[Global___ReplayedDecision] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "rules_toml", b"rules_toml"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayDecisionsRequest: _TypeAlias = ReplayDecisionsRequest  # noqa: Y015
+
+@_typing.final
+class ReplayedDecision(_message.Message):
+    """A decision of the past."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Owner."""
+    run_id: _builtins.str
+    """Id of the run."""
+    @_builtins.property
+    def decision(self) -> _struct_pb2.Struct:
+        """As it is stored."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        decision: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "run_id", b"run_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayedDecision: _TypeAlias = ReplayedDecision  # noqa: Y015
+
+@_typing.final
+class ReplayDecisionsResponse(_message.Message):
+    """What would be decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    SAME_COUNT_FIELD_NUMBER: _builtins.int
+    SKIPPED_COUNT_FIELD_NUMBER: _builtins.int
+    same_count: _builtins.int
+    """How many would be the same."""
+    skipped_count: _builtins.int
+    """How many could not be replayed, since their snapshot is missing or of another release."""
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecisionDifference]:
+        """Decisions that differ, in the order given."""
+
+    def __init__(
+        self,
+        *,
+        differences: _abc.Iterable[Global___DecisionDifference] | None = ...,
+        same_count: _builtins.int = ...,
+        skipped_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["differences", b"differences", "same_count", b"same_count", "skipped_count", b"skipped_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayDecisionsResponse: _TypeAlias = ReplayDecisionsResponse  # noqa: Y015
+
+@_typing.final
+class DecisionDifference(_message.Message):
+    """A decision that would differ."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    FORMER_RUNTIME_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    FORMER_RULE_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ISOLATION_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Owner."""
+    run_id: _builtins.str
+    """Id of the run."""
+    former_runtime: _builtins.str
+    """The runtime then; empty if it was refused."""
+    runtime: _builtins.str
+    """The runtime that it would be; empty if it would be refused."""
+    former_rule: _builtins.str
+    """The rule that decided then."""
+    rule: _builtins.str
+    """The rule that would decide."""
+    reason: _builtins.str
+    """Why it would."""
+    isolation: _builtins.str
+    """Whether the process that serves it would be shared or the tenant's own: "shared" or "cell", as "former → new"; empty
+    if that stays.
+    """
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        former_runtime: _builtins.str = ...,
+        runtime: _builtins.str = ...,
+        former_rule: _builtins.str = ...,
+        rule: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        isolation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["former_rule", b"former_rule", "former_runtime", b"former_runtime", "isolation", b"isolation", "reason", b"reason", "rule", b"rule", "run_id", b"run_id", "runtime", b"runtime", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecisionDifference: _TypeAlias = DecisionDifference  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):

@@ -50,6 +50,11 @@ class PolicyServiceStub:
                 request_serializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.ListBreakersRequest.SerializeToString,
                 response_deserializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.ListBreakersResponse.FromString,
                 _registered_method=True)
+        self.ReplayDecisions = channel.unary_unary(
+                '/retinue.policy.v1.PolicyService/ReplayDecisions',
+                request_serializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.ReplayDecisionsRequest.SerializeToString,
+                response_deserializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.ReplayDecisionsResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyServiceServicer:
@@ -57,8 +62,8 @@ class PolicyServiceServicer:
     """
 
     def Decide(self, request, context):
-        """Decides how a run is to be executed. A pure function of the request, of the tenant's settings and of the breakers:
-        repeating it is safe. Fails with TENANT_NOT_FOUND, POLICY_DENIED (metadata.rule), RUNTIME_UNAVAILABLE (the runtime
+        """Decides how a run is to be executed. A pure function of the request, of the tenant's settings, of the rules
+        in force, of the breakers and of the runtimes' presence and load: repeating it is safe. Fails with TENANT_NOT_FOUND, POLICY_DENIED (metadata.rule), RUNTIME_UNAVAILABLE (the runtime
         that was asked for is not on; with RetryInfo: what could be used fails at present), TOOL_TRANSACTION_OPEN (a switch
         was asked for while a tool call is open).
         """
@@ -83,6 +88,14 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReplayDecisions(self, request, context):
+        """Decides once more what was decided before, by other rules, and says what would differ. Changes nothing. For
+        operators. Fails with FIELD_INVALID (the rules; metadata.field says where).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -100,6 +113,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.ListBreakers,
                     request_deserializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.ListBreakersRequest.FromString,
                     response_serializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.ListBreakersResponse.SerializeToString,
+            ),
+            'ReplayDecisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayDecisions,
+                    request_deserializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.ReplayDecisionsRequest.FromString,
+                    response_serializer=retinue_dot_policy_dot_v1_dot_policy__service__pb2.ReplayDecisionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -184,6 +202,33 @@ class PolicyService:
             '/retinue.policy.v1.PolicyService/ListBreakers',
             retinue_dot_policy_dot_v1_dot_policy__service__pb2.ListBreakersRequest.SerializeToString,
             retinue_dot_policy_dot_v1_dot_policy__service__pb2.ListBreakersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayDecisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retinue.policy.v1.PolicyService/ReplayDecisions',
+            retinue_dot_policy_dot_v1_dot_policy__service__pb2.ReplayDecisionsRequest.SerializeToString,
+            retinue_dot_policy_dot_v1_dot_policy__service__pb2.ReplayDecisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

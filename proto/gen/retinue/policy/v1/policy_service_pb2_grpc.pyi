@@ -17,8 +17,8 @@ class PolicyServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Decide: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.DecideRequest, _policy_service_pb2.DecideResponse]
-    """Decides how a run is to be executed. A pure function of the request, of the tenant's settings and of the breakers:
-    repeating it is safe. Fails with TENANT_NOT_FOUND, POLICY_DENIED (metadata.rule), RUNTIME_UNAVAILABLE (the runtime
+    """Decides how a run is to be executed. A pure function of the request, of the tenant's settings, of the rules
+    in force, of the breakers and of the runtimes' presence and load: repeating it is safe. Fails with TENANT_NOT_FOUND, POLICY_DENIED (metadata.rule), RUNTIME_UNAVAILABLE (the runtime
     that was asked for is not on; with RetryInfo: what could be used fails at present), TOOL_TRANSACTION_OPEN (a switch
     was asked for while a tool call is open).
     """
@@ -31,6 +31,10 @@ class PolicyServiceStub:
     """Lists the breakers that are not closed, of all tenants: names and numbers only. For operators. Fails with
     DEPENDENCY_UNAVAILABLE.
     """
+    ReplayDecisions: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.ReplayDecisionsRequest, _policy_service_pb2.ReplayDecisionsResponse]
+    """Decides once more what was decided before, by other rules, and says what would differ. Changes nothing. For
+    operators. Fails with FIELD_INVALID (the rules; metadata.field says where).
+    """
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Decides what may happen and with which runtime, and says why."""
@@ -41,8 +45,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_service_pb2.DecideRequest,
         context: _aio.ServicerContext[_policy_service_pb2.DecideRequest, _abc.Awaitable[_policy_service_pb2.DecideResponse]],
     ) -> _abc.Awaitable[_policy_service_pb2.DecideResponse]:
-        """Decides how a run is to be executed. A pure function of the request, of the tenant's settings and of the breakers:
-        repeating it is safe. Fails with TENANT_NOT_FOUND, POLICY_DENIED (metadata.rule), RUNTIME_UNAVAILABLE (the runtime
+        """Decides how a run is to be executed. A pure function of the request, of the tenant's settings, of the rules
+        in force, of the breakers and of the runtimes' presence and load: repeating it is safe. Fails with TENANT_NOT_FOUND, POLICY_DENIED (metadata.rule), RUNTIME_UNAVAILABLE (the runtime
         that was asked for is not on; with RetryInfo: what could be used fails at present), TOOL_TRANSACTION_OPEN (a switch
         was asked for while a tool call is open).
         """
@@ -66,6 +70,16 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_policy_service_pb2.ListBreakersResponse]:
         """Lists the breakers that are not closed, of all tenants: names and numbers only. For operators. Fails with
         DEPENDENCY_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ReplayDecisions(
+        self,
+        request: _policy_service_pb2.ReplayDecisionsRequest,
+        context: _aio.ServicerContext[_policy_service_pb2.ReplayDecisionsRequest, _abc.Awaitable[_policy_service_pb2.ReplayDecisionsResponse]],
+    ) -> _abc.Awaitable[_policy_service_pb2.ReplayDecisionsResponse]:
+        """Decides once more what was decided before, by other rules, and says what would differ. Changes nothing. For
+        operators. Fails with FIELD_INVALID (the rules; metadata.field says where).
         """
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _aio.Server) -> None: ...

@@ -176,7 +176,7 @@ class ToolDecision(_message.Message):
     """"allow", "ask" or "deny"."""
     layer: _builtins.str
     """The layer that decided: "profile", "provider", "profile_provider", "global", "agent", "group", "sandbox", "subagent",
-    "cedar", "security", "allowlist" or "approval".
+    "cedar", "security", "allowlist", "approval" or "hook".
     """
     rule: _builtins.str
     """The rule in it."""

@@ -23,9 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from retinue.portability.v1 import bundle_pb2 as retinue_dot_portability_dot_v1_dot_bundle__pb2
+from retinue.portability.v1 import loss_pb2 as retinue_dot_portability_dot_v1_dot_loss__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0retinue/portability/v1/portability_service.proto\x12\x16retinue.portability.v1\x1a\x1b\x62uf/validate/validate.proto\"Q\n\x12\x42uildBundleRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nsession_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"%\n\x13\x42uildBundleResponse\x12\x0e\n\x06\x62undle\x18\x01 \x01(\x0c\"C\n\x13VerifyBundleRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0e\n\x06\x62undle\x18\x02 \x01(\x0c\"\x16\n\x14VerifyBundleResponse2\xe7\x01\n\x12PortabilityService\x12\x66\n\x0b\x42uildBundle\x12*.retinue.portability.v1.BuildBundleRequest\x1a+.retinue.portability.v1.BuildBundleResponse\x12i\n\x0cVerifyBundle\x12+.retinue.portability.v1.VerifyBundleRequest\x1a,.retinue.portability.v1.VerifyBundleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0retinue/portability/v1/portability_service.proto\x12\x16retinue.portability.v1\x1a\x1b\x62uf/validate/validate.proto\x1a#retinue/portability/v1/bundle.proto\x1a!retinue/portability/v1/loss.proto\"\xc4\x01\n\x12\x42uildBundleRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1b\n\nsession_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1b\n\x07\x63ontact\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1f\n\x0ethrough_cursor\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12!\n\x0ctoken_budget\x18\x05 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(\x00\x12\x12\n\nallow_open\x18\x06 \x01(\x08\"Y\n\x13\x42uildBundleResponse\x12\x0e\n\x06\x62undle\x18\x01 \x01(\x0c\x12\x32\n\x05\x66\x61\x63ts\x18\x02 \x01(\x0b\x32#.retinue.portability.v1.BundleFacts\"O\n\x13VerifyBundleRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1a\n\x06\x62undle\x18\x02 \x01(\x0c\x42\n\xbaH\x07z\x05\x18\x80\x80\xc0\x01\"J\n\x14VerifyBundleResponse\x12\x32\n\x05\x66\x61\x63ts\x18\x01 \x01(\x0b\x32#.retinue.portability.v1.BundleFacts\"J\n\x06Target\x12\x1a\n\x07runtime\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\r\n\x05tools\x18\x02 \x01(\x08\x12\x15\n\rwindow_tokens\x18\x03 \x01(\x05\"\x87\x01\n\x13RenderBundleRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1a\n\x06\x62undle\x18\x02 \x01(\x0c\x42\n\xbaH\x07z\x05\x18\x80\x80\xc0\x01\x12\x36\n\x06target\x18\x03 \x01(\x0b\x32\x1e.retinue.portability.v1.TargetB\x06\xbaH\x03\xc8\x01\x01\"M\n\x14RenderBundleResponse\x12\x35\n\x07\x63ontext\x18\x01 \x01(\x0b\x32$.retinue.portability.v1.GivenContext\"\xe5\x01\n\x13\x43\x61rryContextRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nsession_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1b\n\x07\x63ontact\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x19\n\x06run_id\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12!\n\x0ctoken_budget\x18\x05 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(\x00\x12\x36\n\x06target\x18\x06 \x01(\x0b\x32\x1e.retinue.portability.v1.TargetB\x06\xbaH\x03\xc8\x01\x01\"\x81\x01\n\x14\x43\x61rryContextResponse\x12\x32\n\x05\x66\x61\x63ts\x18\x01 \x01(\x0b\x32#.retinue.portability.v1.BundleFacts\x12\x35\n\x07\x63ontext\x18\x02 \x01(\x0b\x32$.retinue.portability.v1.GivenContext\"l\n\x13ImportBundleRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1b\n\x07\x63ontact\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1a\n\x06\x62undle\x18\x03 \x01(\x0c\x42\n\xbaH\x07z\x05\x18\x80\x80\xc0\x01\"^\n\x14ImportBundleResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x32\n\x06losses\x18\x02 \x01(\x0b\x32\".retinue.portability.v1.LossReport\"\xc8\x01\n\x17SummarizeSessionRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nsession_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1b\n\x07\x63ontact\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x17\n\x06run_id\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12!\n\x0ctoken_budget\x18\x05 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(\x00\x12\x17\n\x05model\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"P\n\x18SummarizeSessionResponse\x12\x34\n\x07summary\x18\x01 \x01(\x0b\x32#.retinue.portability.v1.SummaryPart2\x9f\x05\n\x12PortabilityService\x12\x66\n\x0b\x42uildBundle\x12*.retinue.portability.v1.BuildBundleRequest\x1a+.retinue.portability.v1.BuildBundleResponse\x12i\n\x0cVerifyBundle\x12+.retinue.portability.v1.VerifyBundleRequest\x1a,.retinue.portability.v1.VerifyBundleResponse\x12i\n\x0cRenderBundle\x12+.retinue.portability.v1.RenderBundleRequest\x1a,.retinue.portability.v1.RenderBundleResponse\x12i\n\x0c\x43\x61rryContext\x12+.retinue.portability.v1.CarryContextRequest\x1a,.retinue.portability.v1.CarryContextResponse\x12i\n\x0cImportBundle\x12+.retinue.portability.v1.ImportBundleRequest\x1a,.retinue.portability.v1.ImportBundleResponse\x12u\n\x10SummarizeSession\x12/.retinue.portability.v1.SummarizeSessionRequest\x1a\x30.retinue.portability.v1.SummarizeSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,17 +37,81 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BUILDBUNDLEREQUEST'].fields_by_name['tenant_id']._loaded_options = None
   _globals['_BUILDBUNDLEREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_BUILDBUNDLEREQUEST'].fields_by_name['session_id']._loaded_options = None
-  _globals['_BUILDBUNDLEREQUEST'].fields_by_name['session_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_BUILDBUNDLEREQUEST'].fields_by_name['session_id']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_BUILDBUNDLEREQUEST'].fields_by_name['contact']._loaded_options = None
+  _globals['_BUILDBUNDLEREQUEST'].fields_by_name['contact']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
+  _globals['_BUILDBUNDLEREQUEST'].fields_by_name['through_cursor']._loaded_options = None
+  _globals['_BUILDBUNDLEREQUEST'].fields_by_name['through_cursor']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_BUILDBUNDLEREQUEST'].fields_by_name['token_budget']._loaded_options = None
+  _globals['_BUILDBUNDLEREQUEST'].fields_by_name['token_budget']._serialized_options = b'\272H\010\032\006\030\300\204=(\000'
   _globals['_VERIFYBUNDLEREQUEST'].fields_by_name['tenant_id']._loaded_options = None
   _globals['_VERIFYBUNDLEREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\006r\004\020\001\030@'
-  _globals['_BUILDBUNDLEREQUEST']._serialized_start=105
-  _globals['_BUILDBUNDLEREQUEST']._serialized_end=186
-  _globals['_BUILDBUNDLERESPONSE']._serialized_start=188
-  _globals['_BUILDBUNDLERESPONSE']._serialized_end=225
-  _globals['_VERIFYBUNDLEREQUEST']._serialized_start=227
-  _globals['_VERIFYBUNDLEREQUEST']._serialized_end=294
-  _globals['_VERIFYBUNDLERESPONSE']._serialized_start=296
-  _globals['_VERIFYBUNDLERESPONSE']._serialized_end=318
-  _globals['_PORTABILITYSERVICE']._serialized_start=321
-  _globals['_PORTABILITYSERVICE']._serialized_end=552
+  _globals['_VERIFYBUNDLEREQUEST'].fields_by_name['bundle']._loaded_options = None
+  _globals['_VERIFYBUNDLEREQUEST'].fields_by_name['bundle']._serialized_options = b'\272H\007z\005\030\200\200\300\001'
+  _globals['_TARGET'].fields_by_name['runtime']._loaded_options = None
+  _globals['_TARGET'].fields_by_name['runtime']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_RENDERBUNDLEREQUEST'].fields_by_name['tenant_id']._loaded_options = None
+  _globals['_RENDERBUNDLEREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_RENDERBUNDLEREQUEST'].fields_by_name['bundle']._loaded_options = None
+  _globals['_RENDERBUNDLEREQUEST'].fields_by_name['bundle']._serialized_options = b'\272H\007z\005\030\200\200\300\001'
+  _globals['_RENDERBUNDLEREQUEST'].fields_by_name['target']._loaded_options = None
+  _globals['_RENDERBUNDLEREQUEST'].fields_by_name['target']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_CARRYCONTEXTREQUEST'].fields_by_name['tenant_id']._loaded_options = None
+  _globals['_CARRYCONTEXTREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_CARRYCONTEXTREQUEST'].fields_by_name['session_id']._loaded_options = None
+  _globals['_CARRYCONTEXTREQUEST'].fields_by_name['session_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_CARRYCONTEXTREQUEST'].fields_by_name['contact']._loaded_options = None
+  _globals['_CARRYCONTEXTREQUEST'].fields_by_name['contact']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
+  _globals['_CARRYCONTEXTREQUEST'].fields_by_name['run_id']._loaded_options = None
+  _globals['_CARRYCONTEXTREQUEST'].fields_by_name['run_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_CARRYCONTEXTREQUEST'].fields_by_name['token_budget']._loaded_options = None
+  _globals['_CARRYCONTEXTREQUEST'].fields_by_name['token_budget']._serialized_options = b'\272H\010\032\006\030\300\204=(\000'
+  _globals['_CARRYCONTEXTREQUEST'].fields_by_name['target']._loaded_options = None
+  _globals['_CARRYCONTEXTREQUEST'].fields_by_name['target']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_IMPORTBUNDLEREQUEST'].fields_by_name['tenant_id']._loaded_options = None
+  _globals['_IMPORTBUNDLEREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_IMPORTBUNDLEREQUEST'].fields_by_name['contact']._loaded_options = None
+  _globals['_IMPORTBUNDLEREQUEST'].fields_by_name['contact']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
+  _globals['_IMPORTBUNDLEREQUEST'].fields_by_name['bundle']._loaded_options = None
+  _globals['_IMPORTBUNDLEREQUEST'].fields_by_name['bundle']._serialized_options = b'\272H\007z\005\030\200\200\300\001'
+  _globals['_SUMMARIZESESSIONREQUEST'].fields_by_name['tenant_id']._loaded_options = None
+  _globals['_SUMMARIZESESSIONREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_SUMMARIZESESSIONREQUEST'].fields_by_name['session_id']._loaded_options = None
+  _globals['_SUMMARIZESESSIONREQUEST'].fields_by_name['session_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_SUMMARIZESESSIONREQUEST'].fields_by_name['contact']._loaded_options = None
+  _globals['_SUMMARIZESESSIONREQUEST'].fields_by_name['contact']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
+  _globals['_SUMMARIZESESSIONREQUEST'].fields_by_name['run_id']._loaded_options = None
+  _globals['_SUMMARIZESESSIONREQUEST'].fields_by_name['run_id']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_SUMMARIZESESSIONREQUEST'].fields_by_name['token_budget']._loaded_options = None
+  _globals['_SUMMARIZESESSIONREQUEST'].fields_by_name['token_budget']._serialized_options = b'\272H\010\032\006\030\300\204=(\000'
+  _globals['_SUMMARIZESESSIONREQUEST'].fields_by_name['model']._loaded_options = None
+  _globals['_SUMMARIZESESSIONREQUEST'].fields_by_name['model']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_BUILDBUNDLEREQUEST']._serialized_start=178
+  _globals['_BUILDBUNDLEREQUEST']._serialized_end=374
+  _globals['_BUILDBUNDLERESPONSE']._serialized_start=376
+  _globals['_BUILDBUNDLERESPONSE']._serialized_end=465
+  _globals['_VERIFYBUNDLEREQUEST']._serialized_start=467
+  _globals['_VERIFYBUNDLEREQUEST']._serialized_end=546
+  _globals['_VERIFYBUNDLERESPONSE']._serialized_start=548
+  _globals['_VERIFYBUNDLERESPONSE']._serialized_end=622
+  _globals['_TARGET']._serialized_start=624
+  _globals['_TARGET']._serialized_end=698
+  _globals['_RENDERBUNDLEREQUEST']._serialized_start=701
+  _globals['_RENDERBUNDLEREQUEST']._serialized_end=836
+  _globals['_RENDERBUNDLERESPONSE']._serialized_start=838
+  _globals['_RENDERBUNDLERESPONSE']._serialized_end=915
+  _globals['_CARRYCONTEXTREQUEST']._serialized_start=918
+  _globals['_CARRYCONTEXTREQUEST']._serialized_end=1147
+  _globals['_CARRYCONTEXTRESPONSE']._serialized_start=1150
+  _globals['_CARRYCONTEXTRESPONSE']._serialized_end=1279
+  _globals['_IMPORTBUNDLEREQUEST']._serialized_start=1281
+  _globals['_IMPORTBUNDLEREQUEST']._serialized_end=1389
+  _globals['_IMPORTBUNDLERESPONSE']._serialized_start=1391
+  _globals['_IMPORTBUNDLERESPONSE']._serialized_end=1485
+  _globals['_SUMMARIZESESSIONREQUEST']._serialized_start=1488
+  _globals['_SUMMARIZESESSIONREQUEST']._serialized_end=1688
+  _globals['_SUMMARIZESESSIONRESPONSE']._serialized_start=1690
+  _globals['_SUMMARIZESESSIONRESPONSE']._serialized_end=1770
+  _globals['_PORTABILITYSERVICE']._serialized_start=1773
+  _globals['_PORTABILITYSERVICE']._serialized_end=2444
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,8 @@ isort:skip_file
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from retinue.portability.v1 import bundle_pb2 as _bundle_pb2
+from retinue.portability.v1 import loss_pb2 as _loss_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -24,19 +26,35 @@ class BuildBundleRequest(_message.Message):
 
     TENANT_ID_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
+    CONTACT_FIELD_NUMBER: _builtins.int
+    THROUGH_CURSOR_FIELD_NUMBER: _builtins.int
+    TOKEN_BUDGET_FIELD_NUMBER: _builtins.int
+    ALLOW_OPEN_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Owner."""
     session_id: _builtins.str
-    """The conversation."""
+    """The conversation; the contact's current one if empty."""
+    contact: _builtins.str
+    """Whom it is with."""
+    through_cursor: _builtins.str
+    """Only what is up to this cursor; all that is durable if empty."""
+    token_budget: _builtins.int
+    """Tokens that it may have; the deployment's default if 0."""
+    allow_open: _builtins.bool
+    """Whether a tool call that is open is left out, instead of refused."""
     def __init__(
         self,
         *,
         tenant_id: _builtins.str = ...,
         session_id: _builtins.str = ...,
+        contact: _builtins.str = ...,
+        through_cursor: _builtins.str = ...,
+        token_budget: _builtins.int = ...,
+        allow_open: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_open", b"allow_open", "contact", b"contact", "session_id", b"session_id", "tenant_id", b"tenant_id", "through_cursor", b"through_cursor", "token_budget", b"token_budget"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -49,16 +67,22 @@ class BuildBundleResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BUNDLE_FIELD_NUMBER: _builtins.int
+    FACTS_FIELD_NUMBER: _builtins.int
     bundle: _builtins.bytes
-    """Its bytes."""
+    """Its bytes, 3 MiB at most."""
+    @_builtins.property
+    def facts(self) -> _bundle_pb2.BundleFacts:
+        """What it is."""
+
     def __init__(
         self,
         *,
         bundle: _builtins.bytes = ...,
+        facts: _bundle_pb2.BundleFacts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "facts", b"facts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -96,13 +120,304 @@ class VerifyBundleResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    FACTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def facts(self) -> _bundle_pb2.BundleFacts:
+        """What it is."""
+
     def __init__(
         self,
+        *,
+        facts: _bundle_pb2.BundleFacts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyBundleResponse: _TypeAlias = VerifyBundleResponse  # noqa: Y015
+
+@_typing.final
+class Target(_message.Message):
+    """What a runtime can hold; as the runtime-adapter describes it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    WINDOW_TOKENS_FIELD_NUMBER: _builtins.int
+    runtime: _builtins.str
+    """Its name."""
+    tools: _builtins.bool
+    """Whether it can call tools."""
+    window_tokens: _builtins.int
+    """Tokens that its model can read; 0 if that is not known."""
+    def __init__(
+        self,
+        *,
+        runtime: _builtins.str = ...,
+        tools: _builtins.bool = ...,
+        window_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["runtime", b"runtime", "tools", b"tools", "window_tokens", b"window_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Target: _TypeAlias = Target  # noqa: Y015
+
+@_typing.final
+class RenderBundleRequest(_message.Message):
+    """A bundle, and for whom."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Owner."""
+    bundle: _builtins.bytes
+    """Its bytes."""
+    @_builtins.property
+    def target(self) -> Global___Target:
+        """For which runtime."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        bundle: _builtins.bytes = ...,
+        target: Global___Target | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "target", b"target", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderBundleRequest: _TypeAlias = RenderBundleRequest  # noqa: Y015
+
+@_typing.final
+class RenderBundleResponse(_message.Message):
+    """What the runtime is given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def context(self) -> _bundle_pb2.GivenContext:
+        """What the runtime is given."""
+
+    def __init__(
+        self,
+        *,
+        context: _bundle_pb2.GivenContext | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderBundleResponse: _TypeAlias = RenderBundleResponse  # noqa: Y015
+
+@_typing.final
+class CarryContextRequest(_message.Message):
+    """A session, and where to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    CONTACT_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_BUDGET_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Owner."""
+    session_id: _builtins.str
+    """The conversation."""
+    contact: _builtins.str
+    """Whom it is with."""
+    run_id: _builtins.str
+    """The run that is about to go on: what it has said itself is not part of its context."""
+    token_budget: _builtins.int
+    """Tokens that it may have; the deployment's default if 0."""
+    @_builtins.property
+    def target(self) -> Global___Target:
+        """For which runtime."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        contact: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        token_budget: _builtins.int = ...,
+        target: Global___Target | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contact", b"contact", "run_id", b"run_id", "session_id", b"session_id", "target", b"target", "tenant_id", b"tenant_id", "token_budget", b"token_budget"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CarryContextRequest: _TypeAlias = CarryContextRequest  # noqa: Y015
+
+@_typing.final
+class CarryContextResponse(_message.Message):
+    """What the runtime is given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FACTS_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def facts(self) -> _bundle_pb2.BundleFacts:
+        """What the bundle is."""
+
+    @_builtins.property
+    def context(self) -> _bundle_pb2.GivenContext:
+        """What the runtime is given."""
+
+    def __init__(
+        self,
+        *,
+        facts: _bundle_pb2.BundleFacts | None = ...,
+        context: _bundle_pb2.GivenContext | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "facts", b"facts"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "facts", b"facts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CarryContextResponse: _TypeAlias = CarryContextResponse  # noqa: Y015
+
+@_typing.final
+class ImportBundleRequest(_message.Message):
+    """A bundle, and into which contact."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    CONTACT_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Owner."""
+    contact: _builtins.str
+    """The contact; made if it is missing."""
+    bundle: _builtins.bytes
+    """Its bytes."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        contact: _builtins.str = ...,
+        bundle: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "contact", b"contact", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportBundleRequest: _TypeAlias = ImportBundleRequest  # noqa: Y015
+
+@_typing.final
+class ImportBundleResponse(_message.Message):
+    """The conversation that goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The fresh session."""
+    @_builtins.property
+    def losses(self) -> _loss_pb2.LossReport:
+        """What the log holds of the bundle."""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        losses: _loss_pb2.LossReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["losses", b"losses"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["losses", b"losses", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportBundleResponse: _TypeAlias = ImportBundleResponse  # noqa: Y015
+
+@_typing.final
+class SummarizeSessionRequest(_message.Message):
+    """Names a session, and how short it is to be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    CONTACT_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_BUDGET_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Owner."""
+    session_id: _builtins.str
+    """The conversation."""
+    contact: _builtins.str
+    """Whom it is with."""
+    run_id: _builtins.str
+    """The run that is about to go on: it is not summed up."""
+    token_budget: _builtins.int
+    """Tokens that summary and what stays verbatim may have together; the deployment's default if 0."""
+    model: _builtins.str
+    """The model that is to sum up; the runtime's default if empty."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        contact: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        token_budget: _builtins.int = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contact", b"contact", "model", b"model", "run_id", b"run_id", "session_id", b"session_id", "tenant_id", b"tenant_id", "token_budget", b"token_budget"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SummarizeSessionRequest: _TypeAlias = SummarizeSessionRequest  # noqa: Y015
+
+@_typing.final
+class SummarizeSessionResponse(_message.Message):
+    """The summary."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def summary(self) -> _bundle_pb2.SummaryPart:
+        """It, with where it ends and how it was made."""
+
+    def __init__(
+        self,
+        *,
+        summary: _bundle_pb2.SummaryPart | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SummarizeSessionResponse: _TypeAlias = SummarizeSessionResponse  # noqa: Y015

@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class PortabilityServiceStub:
-    """Carries a session's context from one runtime into another, whole. Fails with CAPABILITY_MISSING on each call until
-    bundles are built.
+    """Carries a session's context from one runtime into another, whole, and out of the deployment and back. Everything comes
+    from the event log alone, so that the same context makes the same bytes. Fails with DEPENDENCY_UNAVAILABLE, DEADLINE,
+    FIELD_INVALID.
     """
 
     def __init__(self, channel):
@@ -46,22 +47,79 @@ class PortabilityServiceStub:
                 request_serializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.VerifyBundleRequest.SerializeToString,
                 response_deserializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.VerifyBundleResponse.FromString,
                 _registered_method=True)
+        self.RenderBundle = channel.unary_unary(
+                '/retinue.portability.v1.PortabilityService/RenderBundle',
+                request_serializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.RenderBundleRequest.SerializeToString,
+                response_deserializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.RenderBundleResponse.FromString,
+                _registered_method=True)
+        self.CarryContext = channel.unary_unary(
+                '/retinue.portability.v1.PortabilityService/CarryContext',
+                request_serializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.CarryContextRequest.SerializeToString,
+                response_deserializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.CarryContextResponse.FromString,
+                _registered_method=True)
+        self.ImportBundle = channel.unary_unary(
+                '/retinue.portability.v1.PortabilityService/ImportBundle',
+                request_serializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.ImportBundleRequest.SerializeToString,
+                response_deserializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.ImportBundleResponse.FromString,
+                _registered_method=True)
+        self.SummarizeSession = channel.unary_unary(
+                '/retinue.portability.v1.PortabilityService/SummarizeSession',
+                request_serializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.SummarizeSessionRequest.SerializeToString,
+                response_deserializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.SummarizeSessionResponse.FromString,
+                _registered_method=True)
 
 
 class PortabilityServiceServicer:
-    """Carries a session's context from one runtime into another, whole. Fails with CAPABILITY_MISSING on each call until
-    bundles are built.
+    """Carries a session's context from one runtime into another, whole, and out of the deployment and back. Everything comes
+    from the event log alone, so that the same context makes the same bytes. Fails with DEPENDENCY_UNAVAILABLE, DEADLINE,
+    FIELD_INVALID.
     """
 
     def BuildBundle(self, request, context):
-        """Builds a bundle of a session's context. Reads only.
+        """Builds a bundle of a session's context. Reads only. Fails with CONTACT_NOT_FOUND, TOOL_TRANSACTION_OPEN (a tool call
+        of the session has begun and not ended, and `allow_open` is not set).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def VerifyBundle(self, request, context):
-        """Checks a bundle's digests and signature. Reads only.
+        """Checks a bundle's digests, signature and canonical form. Reads only. Fails with BUNDLE_INVALID (metadata.part: which
+        part; "manifest" or "signature" else).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenderBundle(self, request, context):
+        """Checks a bundle and says what a runtime is given of it, and what is lost. Changes nothing. Fails with BUNDLE_INVALID,
+        TENANT_MISMATCH (another tenant's).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CarryContext(self, request, context):
+        """BuildBundle and RenderBundle in one, for a switch of runtimes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportBundle(self, request, context):
+        """Checks a bundle and begins a fresh conversation with a contact that goes on where the bundle ends: its messages, its
+        summary, facts and profile. Idempotent by the bundle's digest and the contact: the second time answers the first's
+        session while that is the contact's current one. Fails with BUNDLE_INVALID (another
+        tenant's as well: metadata.part "identity"), SESSION_BUSY.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SummarizeSession(self, request, context):
+        """Sums up the older part of a session, with a model where one answers in time, else by picking sentences. Records
+        nothing: whoever holds the session's lease does. Fails with CONTACT_NOT_FOUND, MODEL_CONTEXT_OVERFLOW (there is
+        nothing left to sum up).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,6 +138,26 @@ def add_PortabilityServiceServicer_to_server(servicer, server):
                     request_deserializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.VerifyBundleRequest.FromString,
                     response_serializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.VerifyBundleResponse.SerializeToString,
             ),
+            'RenderBundle': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenderBundle,
+                    request_deserializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.RenderBundleRequest.FromString,
+                    response_serializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.RenderBundleResponse.SerializeToString,
+            ),
+            'CarryContext': grpc.unary_unary_rpc_method_handler(
+                    servicer.CarryContext,
+                    request_deserializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.CarryContextRequest.FromString,
+                    response_serializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.CarryContextResponse.SerializeToString,
+            ),
+            'ImportBundle': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportBundle,
+                    request_deserializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.ImportBundleRequest.FromString,
+                    response_serializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.ImportBundleResponse.SerializeToString,
+            ),
+            'SummarizeSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.SummarizeSession,
+                    request_deserializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.SummarizeSessionRequest.FromString,
+                    response_serializer=retinue_dot_portability_dot_v1_dot_portability__service__pb2.SummarizeSessionResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'retinue.portability.v1.PortabilityService', rpc_method_handlers)
@@ -89,8 +167,9 @@ def add_PortabilityServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PortabilityService:
-    """Carries a session's context from one runtime into another, whole. Fails with CAPABILITY_MISSING on each call until
-    bundles are built.
+    """Carries a session's context from one runtime into another, whole, and out of the deployment and back. Everything comes
+    from the event log alone, so that the same context makes the same bytes. Fails with DEPENDENCY_UNAVAILABLE, DEADLINE,
+    FIELD_INVALID.
     """
 
     @staticmethod
@@ -137,6 +216,114 @@ class PortabilityService:
             '/retinue.portability.v1.PortabilityService/VerifyBundle',
             retinue_dot_portability_dot_v1_dot_portability__service__pb2.VerifyBundleRequest.SerializeToString,
             retinue_dot_portability_dot_v1_dot_portability__service__pb2.VerifyBundleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenderBundle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retinue.portability.v1.PortabilityService/RenderBundle',
+            retinue_dot_portability_dot_v1_dot_portability__service__pb2.RenderBundleRequest.SerializeToString,
+            retinue_dot_portability_dot_v1_dot_portability__service__pb2.RenderBundleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CarryContext(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retinue.portability.v1.PortabilityService/CarryContext',
+            retinue_dot_portability_dot_v1_dot_portability__service__pb2.CarryContextRequest.SerializeToString,
+            retinue_dot_portability_dot_v1_dot_portability__service__pb2.CarryContextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportBundle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retinue.portability.v1.PortabilityService/ImportBundle',
+            retinue_dot_portability_dot_v1_dot_portability__service__pb2.ImportBundleRequest.SerializeToString,
+            retinue_dot_portability_dot_v1_dot_portability__service__pb2.ImportBundleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SummarizeSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retinue.portability.v1.PortabilityService/SummarizeSession',
+            retinue_dot_portability_dot_v1_dot_portability__service__pb2.SummarizeSessionRequest.SerializeToString,
+            retinue_dot_portability_dot_v1_dot_portability__service__pb2.SummarizeSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

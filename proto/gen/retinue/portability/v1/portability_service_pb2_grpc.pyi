@@ -13,19 +13,42 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PortabilityServiceStub:
-    """Carries a session's context from one runtime into another, whole. Fails with CAPABILITY_MISSING on each call until
-    bundles are built.
+    """Carries a session's context from one runtime into another, whole, and out of the deployment and back. Everything comes
+    from the event log alone, so that the same context makes the same bytes. Fails with DEPENDENCY_UNAVAILABLE, DEADLINE,
+    FIELD_INVALID.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     BuildBundle: _aio.UnaryUnaryMultiCallable[_portability_service_pb2.BuildBundleRequest, _portability_service_pb2.BuildBundleResponse]
-    """Builds a bundle of a session's context. Reads only."""
+    """Builds a bundle of a session's context. Reads only. Fails with CONTACT_NOT_FOUND, TOOL_TRANSACTION_OPEN (a tool call
+    of the session has begun and not ended, and `allow_open` is not set).
+    """
     VerifyBundle: _aio.UnaryUnaryMultiCallable[_portability_service_pb2.VerifyBundleRequest, _portability_service_pb2.VerifyBundleResponse]
-    """Checks a bundle's digests and signature. Reads only."""
+    """Checks a bundle's digests, signature and canonical form. Reads only. Fails with BUNDLE_INVALID (metadata.part: which
+    part; "manifest" or "signature" else).
+    """
+    RenderBundle: _aio.UnaryUnaryMultiCallable[_portability_service_pb2.RenderBundleRequest, _portability_service_pb2.RenderBundleResponse]
+    """Checks a bundle and says what a runtime is given of it, and what is lost. Changes nothing. Fails with BUNDLE_INVALID,
+    TENANT_MISMATCH (another tenant's).
+    """
+    CarryContext: _aio.UnaryUnaryMultiCallable[_portability_service_pb2.CarryContextRequest, _portability_service_pb2.CarryContextResponse]
+    """BuildBundle and RenderBundle in one, for a switch of runtimes."""
+    ImportBundle: _aio.UnaryUnaryMultiCallable[_portability_service_pb2.ImportBundleRequest, _portability_service_pb2.ImportBundleResponse]
+    """Checks a bundle and begins a fresh conversation with a contact that goes on where the bundle ends: its messages, its
+    summary, facts and profile. Idempotent by the bundle's digest and the contact: the second time answers the first's
+    session while that is the contact's current one. Fails with BUNDLE_INVALID (another
+    tenant's as well: metadata.part "identity"), SESSION_BUSY.
+    """
+    SummarizeSession: _aio.UnaryUnaryMultiCallable[_portability_service_pb2.SummarizeSessionRequest, _portability_service_pb2.SummarizeSessionResponse]
+    """Sums up the older part of a session, with a model where one answers in time, else by picking sentences. Records
+    nothing: whoever holds the session's lease does. Fails with CONTACT_NOT_FOUND, MODEL_CONTEXT_OVERFLOW (there is
+    nothing left to sum up).
+    """
 
 class PortabilityServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Carries a session's context from one runtime into another, whole. Fails with CAPABILITY_MISSING on each call until
-    bundles are built.
+    """Carries a session's context from one runtime into another, whole, and out of the deployment and back. Everything comes
+    from the event log alone, so that the same context makes the same bytes. Fails with DEPENDENCY_UNAVAILABLE, DEADLINE,
+    FIELD_INVALID.
     """
 
     @_abc_1.abstractmethod
@@ -34,7 +57,9 @@ class PortabilityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _portability_service_pb2.BuildBundleRequest,
         context: _aio.ServicerContext[_portability_service_pb2.BuildBundleRequest, _abc.Awaitable[_portability_service_pb2.BuildBundleResponse]],
     ) -> _abc.Awaitable[_portability_service_pb2.BuildBundleResponse]:
-        """Builds a bundle of a session's context. Reads only."""
+        """Builds a bundle of a session's context. Reads only. Fails with CONTACT_NOT_FOUND, TOOL_TRANSACTION_OPEN (a tool call
+        of the session has begun and not ended, and `allow_open` is not set).
+        """
 
     @_abc_1.abstractmethod
     def VerifyBundle(
@@ -42,6 +67,49 @@ class PortabilityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _portability_service_pb2.VerifyBundleRequest,
         context: _aio.ServicerContext[_portability_service_pb2.VerifyBundleRequest, _abc.Awaitable[_portability_service_pb2.VerifyBundleResponse]],
     ) -> _abc.Awaitable[_portability_service_pb2.VerifyBundleResponse]:
-        """Checks a bundle's digests and signature. Reads only."""
+        """Checks a bundle's digests, signature and canonical form. Reads only. Fails with BUNDLE_INVALID (metadata.part: which
+        part; "manifest" or "signature" else).
+        """
+
+    @_abc_1.abstractmethod
+    def RenderBundle(
+        self,
+        request: _portability_service_pb2.RenderBundleRequest,
+        context: _aio.ServicerContext[_portability_service_pb2.RenderBundleRequest, _abc.Awaitable[_portability_service_pb2.RenderBundleResponse]],
+    ) -> _abc.Awaitable[_portability_service_pb2.RenderBundleResponse]:
+        """Checks a bundle and says what a runtime is given of it, and what is lost. Changes nothing. Fails with BUNDLE_INVALID,
+        TENANT_MISMATCH (another tenant's).
+        """
+
+    @_abc_1.abstractmethod
+    def CarryContext(
+        self,
+        request: _portability_service_pb2.CarryContextRequest,
+        context: _aio.ServicerContext[_portability_service_pb2.CarryContextRequest, _abc.Awaitable[_portability_service_pb2.CarryContextResponse]],
+    ) -> _abc.Awaitable[_portability_service_pb2.CarryContextResponse]:
+        """BuildBundle and RenderBundle in one, for a switch of runtimes."""
+
+    @_abc_1.abstractmethod
+    def ImportBundle(
+        self,
+        request: _portability_service_pb2.ImportBundleRequest,
+        context: _aio.ServicerContext[_portability_service_pb2.ImportBundleRequest, _abc.Awaitable[_portability_service_pb2.ImportBundleResponse]],
+    ) -> _abc.Awaitable[_portability_service_pb2.ImportBundleResponse]:
+        """Checks a bundle and begins a fresh conversation with a contact that goes on where the bundle ends: its messages, its
+        summary, facts and profile. Idempotent by the bundle's digest and the contact: the second time answers the first's
+        session while that is the contact's current one. Fails with BUNDLE_INVALID (another
+        tenant's as well: metadata.part "identity"), SESSION_BUSY.
+        """
+
+    @_abc_1.abstractmethod
+    def SummarizeSession(
+        self,
+        request: _portability_service_pb2.SummarizeSessionRequest,
+        context: _aio.ServicerContext[_portability_service_pb2.SummarizeSessionRequest, _abc.Awaitable[_portability_service_pb2.SummarizeSessionResponse]],
+    ) -> _abc.Awaitable[_portability_service_pb2.SummarizeSessionResponse]:
+        """Sums up the older part of a session, with a model where one answers in time, else by picking sentences. Records
+        nothing: whoever holds the session's lease does. Fails with CONTACT_NOT_FOUND, MODEL_CONTEXT_OVERFLOW (there is
+        nothing left to sum up).
+        """
 
 def add_PortabilityServiceServicer_to_server(servicer: PortabilityServiceServicer, server: _aio.Server) -> None: ...

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n retinue/router/v1/approval.proto\x12\x11retinue.router.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb0\x01\n\x08\x41pproval\x12\x13\n\x0b\x61pproval_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontact\x18\x03 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x04 \x01(\t\x12\x0c\n\x04tool\x18\x05 \x01(\t\x12\x0f\n\x07summary\x18\x06 \x01(\t\x12\r\n\x05state\x18\x07 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x89\x01\n\x14ListApprovalsRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x16\n\x05state\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18 \x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"`\n\x15ListApprovalsResponse\x12.\n\tapprovals\x18\x01 \x03(\x0b\x32\x1b.retinue.router.v1.Approval\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xab\x01\n\x15\x44\x65\x63ideApprovalRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1e\n\x0b\x61pproval_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x37\n\x08\x64\x65\x63ision\x18\x03 \x01(\tB%\xbaH\"r R\nallow_onceR\x0c\x61llow_alwaysR\x04\x64\x65ny\x12\x1b\n\tprincipal\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"G\n\x16\x44\x65\x63ideApprovalResponse\x12-\n\x08\x61pproval\x18\x01 \x01(\x0b\x32\x1b.retinue.router.v1.Approvalb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n retinue/router/v1/approval.proto\x12\x11retinue.router.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x01\n\x08\x41pproval\x12\x13\n\x0b\x61pproval_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontact\x18\x03 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x04 \x01(\t\x12\x0c\n\x04tool\x18\x05 \x01(\t\x12\x0f\n\x07summary\x18\x06 \x01(\t\x12\r\n\x05state\x18\x07 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07pattern\x18\t \x01(\t\"\x89\x01\n\x14ListApprovalsRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x16\n\x05state\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18 \x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"`\n\x15ListApprovalsResponse\x12.\n\tapprovals\x18\x01 \x03(\x0b\x32\x1b.retinue.router.v1.Approval\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xab\x01\n\x15\x44\x65\x63ideApprovalRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1e\n\x0b\x61pproval_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x37\n\x08\x64\x65\x63ision\x18\x03 \x01(\tB%\xbaH\"r R\nallow_onceR\x0c\x61llow_alwaysR\x04\x64\x65ny\x12\x1b\n\tprincipal\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"G\n\x16\x44\x65\x63ideApprovalResponse\x12-\n\x08\x61pproval\x18\x01 \x01(\x0b\x32\x1b.retinue.router.v1.Approvalb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,13 +50,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECIDEAPPROVALREQUEST'].fields_by_name['principal']._loaded_options = None
   _globals['_DECIDEAPPROVALREQUEST'].fields_by_name['principal']._serialized_options = b'\272H\005r\003\030\200\002'
   _globals['_APPROVAL']._serialized_start=118
-  _globals['_APPROVAL']._serialized_end=294
-  _globals['_LISTAPPROVALSREQUEST']._serialized_start=297
-  _globals['_LISTAPPROVALSREQUEST']._serialized_end=434
-  _globals['_LISTAPPROVALSRESPONSE']._serialized_start=436
-  _globals['_LISTAPPROVALSRESPONSE']._serialized_end=532
-  _globals['_DECIDEAPPROVALREQUEST']._serialized_start=535
-  _globals['_DECIDEAPPROVALREQUEST']._serialized_end=706
-  _globals['_DECIDEAPPROVALRESPONSE']._serialized_start=708
-  _globals['_DECIDEAPPROVALRESPONSE']._serialized_end=779
+  _globals['_APPROVAL']._serialized_end=311
+  _globals['_LISTAPPROVALSREQUEST']._serialized_start=314
+  _globals['_LISTAPPROVALSREQUEST']._serialized_end=451
+  _globals['_LISTAPPROVALSRESPONSE']._serialized_start=453
+  _globals['_LISTAPPROVALSRESPONSE']._serialized_end=549
+  _globals['_DECIDEAPPROVALREQUEST']._serialized_start=552
+  _globals['_DECIDEAPPROVALREQUEST']._serialized_end=723
+  _globals['_DECIDEAPPROVALRESPONSE']._serialized_start=725
+  _globals['_DECIDEAPPROVALRESPONSE']._serialized_end=796
 # @@protoc_insertion_point(module_scope)

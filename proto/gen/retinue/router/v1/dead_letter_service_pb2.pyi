@@ -339,7 +339,7 @@ class DeadLetterCount(_message.Message):
     tenant_id: _builtins.str
     """The tenant."""
     open_count: _builtins.int
-    """Open dead letters."""
+    """Open dead letters; 1,000 stands for as many or more."""
     def __init__(
         self,
         *,

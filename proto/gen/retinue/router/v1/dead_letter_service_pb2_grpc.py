@@ -102,7 +102,7 @@ class DeadLetterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CountDeadLetters(self, request, context):
-        """Counts the open dead letters of all tenants: ids and numbers only. For whoever keeps the mesh running.
+        """Counts the open dead letters of the first 2,000 tenants that have some: ids and numbers only. For whoever keeps the mesh running.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -32,7 +32,7 @@ class DeadLetterServiceStub:
     DropDeadLetter: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.DropDeadLetterRequest, _dead_letter_service_pb2.DropDeadLetterResponse]
     """Takes a dead letter off the list. Idempotent. Fails with DEAD_LETTER_NOT_FOUND, DEAD_LETTER_CLOSED (retried)."""
     CountDeadLetters: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.CountDeadLettersRequest, _dead_letter_service_pb2.CountDeadLettersResponse]
-    """Counts the open dead letters of all tenants: ids and numbers only. For whoever keeps the mesh running."""
+    """Counts the open dead letters of the first 2,000 tenants that have some: ids and numbers only. For whoever keeps the mesh running."""
 
 class DeadLetterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs that failed though nothing was wrong with what was asked, set aside until somebody decides. Any call may fail
@@ -82,6 +82,6 @@ class DeadLetterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dead_letter_service_pb2.CountDeadLettersRequest,
         context: _aio.ServicerContext[_dead_letter_service_pb2.CountDeadLettersRequest, _abc.Awaitable[_dead_letter_service_pb2.CountDeadLettersResponse]],
     ) -> _abc.Awaitable[_dead_letter_service_pb2.CountDeadLettersResponse]:
-        """Counts the open dead letters of all tenants: ids and numbers only. For whoever keeps the mesh running."""
+        """Counts the open dead letters of the first 2,000 tenants that have some: ids and numbers only. For whoever keeps the mesh running."""
 
 def add_DeadLetterServiceServicer_to_server(servicer: DeadLetterServiceServicer, server: _aio.Server) -> None: ...

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'retinue/router/v1/webhook_service.proto\x12\x11retinue.router.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8d\x01\n\x07Webhook\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x13\n\x0b\x65vent_types\x18\x04 \x03(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa3\x02\n\x08\x44\x65livery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\x12\x12\n\nevent_type\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x15\n\rattempt_count\x18\x06 \x01(\x05\x12\x13\n\x0blast_result\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64ue_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x64\x65liver_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb7\x01\n\x14\x43reateWebhookRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x03url\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x10\x12\'\n\x04kind\x18\x03 \x01(\tB\x19\xbaH\x16r\x14R\x00R\x08standardR\x06\x66\x65ishu\x12%\n\x0b\x65vent_types\x18\x04 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\x10\"\x06r\x04\x10\x01\x18@\x12\x18\n\x06secret\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"T\n\x15\x43reateWebhookResponse\x12+\n\x07webhook\x18\x01 \x01(\x0b\x32\x1a.retinue.router.v1.Webhook\x12\x0e\n\x06secret\x18\x02 \x01(\t\"P\n\x11GetWebhookRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nwebhook_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"A\n\x12GetWebhookResponse\x12+\n\x07webhook\x18\x01 \x01(\x0b\x32\x1a.retinue.router.v1.Webhook\"p\n\x13ListWebhooksRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"]\n\x14ListWebhooksResponse\x12,\n\x08webhooks\x18\x01 \x03(\x0b\x32\x1a.retinue.router.v1.Webhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"x\n\x16SetWebhookStateRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nwebhook_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12!\n\x05state\x18\x03 \x01(\tB\x12\xbaH\x0fr\rR\x06\x61\x63tiveR\x03off\"F\n\x17SetWebhookStateResponse\x12+\n\x07webhook\x18\x01 \x01(\x0b\x32\x1a.retinue.router.v1.Webhook\"S\n\x14\x44\x65leteWebhookRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nwebhook_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"\x17\n\x15\x44\x65leteWebhookResponse\"Q\n\x12TestWebhookRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nwebhook_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"D\n\x13TestWebhookResponse\x12-\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x1b.retinue.router.v1.Delivery\"\xc3\x01\n\x15ListDeliveriesRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nwebhook_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x30\n\x05state\x18\x03 \x01(\tB!\xbaH\x1er\x1cR\x00R\x07pendingR\tdeliveredR\x04\x64\x65\x61\x64\x12\x1d\n\tpage_size\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"b\n\x16ListDeliveriesResponse\x12/\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1b.retinue.router.v1.Delivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"s\n\x14RetryDeliveryRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nwebhook_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1e\n\x0b\x64\x65livery_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"F\n\x15RetryDeliveryResponse\x12-\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x1b.retinue.router.v1.Delivery2\xa7\x06\n\x0eWebhookService\x12\x62\n\rCreateWebhook\x12\'.retinue.router.v1.CreateWebhookRequest\x1a(.retinue.router.v1.CreateWebhookResponse\x12Y\n\nGetWebhook\x12$.retinue.router.v1.GetWebhookRequest\x1a%.retinue.router.v1.GetWebhookResponse\x12_\n\x0cListWebhooks\x12&.retinue.router.v1.ListWebhooksRequest\x1a\'.retinue.router.v1.ListWebhooksResponse\x12h\n\x0fSetWebhookState\x12).retinue.router.v1.SetWebhookStateRequest\x1a*.retinue.router.v1.SetWebhookStateResponse\x12\x62\n\rDeleteWebhook\x12\'.retinue.router.v1.DeleteWebhookRequest\x1a(.retinue.router.v1.DeleteWebhookResponse\x12\\\n\x0bTestWebhook\x12%.retinue.router.v1.TestWebhookRequest\x1a&.retinue.router.v1.TestWebhookResponse\x12\x65\n\x0eListDeliveries\x12(.retinue.router.v1.ListDeliveriesRequest\x1a).retinue.router.v1.ListDeliveriesResponse\x12\x62\n\rRetryDelivery\x12\'.retinue.router.v1.RetryDeliveryRequest\x1a(.retinue.router.v1.RetryDeliveryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'retinue/router/v1/webhook_service.proto\x12\x11retinue.router.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8d\x01\n\x07Webhook\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x13\n\x0b\x65vent_types\x18\x04 \x03(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa3\x02\n\x08\x44\x65livery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\x12\x12\n\nevent_type\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x15\n\rattempt_count\x18\x06 \x01(\x05\x12\x13\n\x0blast_result\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64ue_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x64\x65liver_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xda\x01\n\x14\x43reateWebhookRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x03url\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x10\x12\'\n\x04kind\x18\x03 \x01(\tB\x19\xbaH\x16r\x14R\x00R\x08standardR\x06\x66\x65ishu\x12%\n\x0b\x65vent_types\x18\x04 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\x10\"\x06r\x04\x10\x01\x18@\x12\x18\n\x06secret\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12!\n\x0fidempotency_key\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xff\x01\"T\n\x15\x43reateWebhookResponse\x12+\n\x07webhook\x18\x01 \x01(\x0b\x32\x1a.retinue.router.v1.Webhook\x12\x0e\n\x06secret\x18\x02 \x01(\t\"P\n\x11GetWebhookRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nwebhook_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"A\n\x12GetWebhookResponse\x12+\n\x07webhook\x18\x01 \x01(\x0b\x32\x1a.retinue.router.v1.Webhook\"p\n\x13ListWebhooksRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"]\n\x14ListWebhooksResponse\x12,\n\x08webhooks\x18\x01 \x03(\x0b\x32\x1a.retinue.router.v1.Webhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"x\n\x16SetWebhookStateRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nwebhook_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12!\n\x05state\x18\x03 \x01(\tB\x12\xbaH\x0fr\rR\x06\x61\x63tiveR\x03off\"F\n\x17SetWebhookStateResponse\x12+\n\x07webhook\x18\x01 \x01(\x0b\x32\x1a.retinue.router.v1.Webhook\"S\n\x14\x44\x65leteWebhookRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nwebhook_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"\x17\n\x15\x44\x65leteWebhookResponse\"Q\n\x12TestWebhookRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nwebhook_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"D\n\x13TestWebhookResponse\x12-\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x1b.retinue.router.v1.Delivery\"\xc3\x01\n\x15ListDeliveriesRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nwebhook_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x30\n\x05state\x18\x03 \x01(\tB!\xbaH\x1er\x1cR\x00R\x07pendingR\tdeliveredR\x04\x64\x65\x61\x64\x12\x1d\n\tpage_size\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"b\n\x16ListDeliveriesResponse\x12/\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1b.retinue.router.v1.Delivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"s\n\x14RetryDeliveryRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nwebhook_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1e\n\x0b\x64\x65livery_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"F\n\x15RetryDeliveryResponse\x12-\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x1b.retinue.router.v1.Delivery2\xa7\x06\n\x0eWebhookService\x12\x62\n\rCreateWebhook\x12\'.retinue.router.v1.CreateWebhookRequest\x1a(.retinue.router.v1.CreateWebhookResponse\x12Y\n\nGetWebhook\x12$.retinue.router.v1.GetWebhookRequest\x1a%.retinue.router.v1.GetWebhookResponse\x12_\n\x0cListWebhooks\x12&.retinue.router.v1.ListWebhooksRequest\x1a\'.retinue.router.v1.ListWebhooksResponse\x12h\n\x0fSetWebhookState\x12).retinue.router.v1.SetWebhookStateRequest\x1a*.retinue.router.v1.SetWebhookStateResponse\x12\x62\n\rDeleteWebhook\x12\'.retinue.router.v1.DeleteWebhookRequest\x1a(.retinue.router.v1.DeleteWebhookResponse\x12\\\n\x0bTestWebhook\x12%.retinue.router.v1.TestWebhookRequest\x1a&.retinue.router.v1.TestWebhookResponse\x12\x65\n\x0eListDeliveries\x12(.retinue.router.v1.ListDeliveriesRequest\x1a).retinue.router.v1.ListDeliveriesResponse\x12\x62\n\rRetryDelivery\x12\'.retinue.router.v1.RetryDeliveryRequest\x1a(.retinue.router.v1.RetryDeliveryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,6 +43,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEWEBHOOKREQUEST'].fields_by_name['event_types']._serialized_options = b'\272H\r\222\001\n\020\020\"\006r\004\020\001\030@'
   _globals['_CREATEWEBHOOKREQUEST'].fields_by_name['secret']._loaded_options = None
   _globals['_CREATEWEBHOOKREQUEST'].fields_by_name['secret']._serialized_options = b'\272H\005r\003\030\200\002'
+  _globals['_CREATEWEBHOOKREQUEST'].fields_by_name['idempotency_key']._loaded_options = None
+  _globals['_CREATEWEBHOOKREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\272H\005r\003\030\377\001'
   _globals['_GETWEBHOOKREQUEST'].fields_by_name['tenant_id']._loaded_options = None
   _globals['_GETWEBHOOKREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_GETWEBHOOKREQUEST'].fields_by_name['webhook_id']._loaded_options = None
@@ -88,37 +90,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELIVERY']._serialized_start=269
   _globals['_DELIVERY']._serialized_end=560
   _globals['_CREATEWEBHOOKREQUEST']._serialized_start=563
-  _globals['_CREATEWEBHOOKREQUEST']._serialized_end=746
-  _globals['_CREATEWEBHOOKRESPONSE']._serialized_start=748
-  _globals['_CREATEWEBHOOKRESPONSE']._serialized_end=832
-  _globals['_GETWEBHOOKREQUEST']._serialized_start=834
-  _globals['_GETWEBHOOKREQUEST']._serialized_end=914
-  _globals['_GETWEBHOOKRESPONSE']._serialized_start=916
-  _globals['_GETWEBHOOKRESPONSE']._serialized_end=981
-  _globals['_LISTWEBHOOKSREQUEST']._serialized_start=983
-  _globals['_LISTWEBHOOKSREQUEST']._serialized_end=1095
-  _globals['_LISTWEBHOOKSRESPONSE']._serialized_start=1097
-  _globals['_LISTWEBHOOKSRESPONSE']._serialized_end=1190
-  _globals['_SETWEBHOOKSTATEREQUEST']._serialized_start=1192
-  _globals['_SETWEBHOOKSTATEREQUEST']._serialized_end=1312
-  _globals['_SETWEBHOOKSTATERESPONSE']._serialized_start=1314
-  _globals['_SETWEBHOOKSTATERESPONSE']._serialized_end=1384
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=1386
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=1469
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=1471
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=1494
-  _globals['_TESTWEBHOOKREQUEST']._serialized_start=1496
-  _globals['_TESTWEBHOOKREQUEST']._serialized_end=1577
-  _globals['_TESTWEBHOOKRESPONSE']._serialized_start=1579
-  _globals['_TESTWEBHOOKRESPONSE']._serialized_end=1647
-  _globals['_LISTDELIVERIESREQUEST']._serialized_start=1650
-  _globals['_LISTDELIVERIESREQUEST']._serialized_end=1845
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=1847
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=1945
-  _globals['_RETRYDELIVERYREQUEST']._serialized_start=1947
-  _globals['_RETRYDELIVERYREQUEST']._serialized_end=2062
-  _globals['_RETRYDELIVERYRESPONSE']._serialized_start=2064
-  _globals['_RETRYDELIVERYRESPONSE']._serialized_end=2134
-  _globals['_WEBHOOKSERVICE']._serialized_start=2137
-  _globals['_WEBHOOKSERVICE']._serialized_end=2944
+  _globals['_CREATEWEBHOOKREQUEST']._serialized_end=781
+  _globals['_CREATEWEBHOOKRESPONSE']._serialized_start=783
+  _globals['_CREATEWEBHOOKRESPONSE']._serialized_end=867
+  _globals['_GETWEBHOOKREQUEST']._serialized_start=869
+  _globals['_GETWEBHOOKREQUEST']._serialized_end=949
+  _globals['_GETWEBHOOKRESPONSE']._serialized_start=951
+  _globals['_GETWEBHOOKRESPONSE']._serialized_end=1016
+  _globals['_LISTWEBHOOKSREQUEST']._serialized_start=1018
+  _globals['_LISTWEBHOOKSREQUEST']._serialized_end=1130
+  _globals['_LISTWEBHOOKSRESPONSE']._serialized_start=1132
+  _globals['_LISTWEBHOOKSRESPONSE']._serialized_end=1225
+  _globals['_SETWEBHOOKSTATEREQUEST']._serialized_start=1227
+  _globals['_SETWEBHOOKSTATEREQUEST']._serialized_end=1347
+  _globals['_SETWEBHOOKSTATERESPONSE']._serialized_start=1349
+  _globals['_SETWEBHOOKSTATERESPONSE']._serialized_end=1419
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=1421
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=1504
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=1506
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=1529
+  _globals['_TESTWEBHOOKREQUEST']._serialized_start=1531
+  _globals['_TESTWEBHOOKREQUEST']._serialized_end=1612
+  _globals['_TESTWEBHOOKRESPONSE']._serialized_start=1614
+  _globals['_TESTWEBHOOKRESPONSE']._serialized_end=1682
+  _globals['_LISTDELIVERIESREQUEST']._serialized_start=1685
+  _globals['_LISTDELIVERIESREQUEST']._serialized_end=1880
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=1882
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=1980
+  _globals['_RETRYDELIVERYREQUEST']._serialized_start=1982
+  _globals['_RETRYDELIVERYREQUEST']._serialized_end=2097
+  _globals['_RETRYDELIVERYRESPONSE']._serialized_start=2099
+  _globals['_RETRYDELIVERYRESPONSE']._serialized_end=2169
+  _globals['_WEBHOOKSERVICE']._serialized_start=2172
+  _globals['_WEBHOOKSERVICE']._serialized_end=2979
 # @@protoc_insertion_point(module_scope)

@@ -140,6 +140,7 @@ class CreateWebhookRequest(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     EVENT_TYPES_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Owner."""
     url: _builtins.str
@@ -148,6 +149,8 @@ class CreateWebhookRequest(_message.Message):
     """"standard" or "feishu"; "standard" if empty."""
     secret: _builtins.str
     """The secret to sign with; made if empty and the kind is "standard"."""
+    idempotency_key: _builtins.str
+    """The client's name for this intent; none if empty."""
     @_builtins.property
     def event_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Types of events to send; the ends of runs and tasks if empty."""
@@ -160,10 +163,11 @@ class CreateWebhookRequest(_message.Message):
         kind: _builtins.str = ...,
         event_types: _abc.Iterable[_builtins.str] | None = ...,
         secret: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_types", b"event_types", "kind", b"kind", "secret", b"secret", "tenant_id", b"tenant_id", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_types", b"event_types", "idempotency_key", b"idempotency_key", "kind", b"kind", "secret", b"secret", "tenant_id", b"tenant_id", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -82,8 +82,9 @@ class WebhookServiceServicer:
     """
 
     def CreateWebhook(self, request, context):
-        """Makes a webhook. The answer is the only one that holds its secret. Not idempotent: whoever has heard no answer lists
-        the webhooks and removes the one whose secret is not known. Fails with QUOTA_EXCEEDED.
+        """Makes a webhook. Only an answer to this call holds its secret. Idempotent by idempotency_key: the same webhook
+        with the same secret is answered again. Fails with IDEMPOTENCY_KEY_REUSED, QUOTA_EXCEEDED, WEBHOOK_NOT_FOUND (what the
+        key has made is removed).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

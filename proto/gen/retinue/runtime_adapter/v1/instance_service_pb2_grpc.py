@@ -87,7 +87,8 @@ class InstanceServiceServicer:
 
     def DeleteInstance(self, request, context):
         """Takes the tenant's agent off its instance, and ends a cell. Conversations lose nothing: their log is elsewhere. Waits
-        for no run: one under way fails and may be repeated. Idempotent. Fails with INSTANCE_NOT_FOUND.
+        for no run: one under way fails and may be repeated. Idempotent. Fails with INSTANCE_NOT_FOUND, QUOTA_EXCEEDED (given
+        back too often of late; with RetryInfo).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -28,7 +28,8 @@ class InstanceServiceStub:
     """
     DeleteInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.DeleteInstanceRequest, _instance_service_pb2.DeleteInstanceResponse]
     """Takes the tenant's agent off its instance, and ends a cell. Conversations lose nothing: their log is elsewhere. Waits
-    for no run: one under way fails and may be repeated. Idempotent. Fails with INSTANCE_NOT_FOUND.
+    for no run: one under way fails and may be repeated. Idempotent. Fails with INSTANCE_NOT_FOUND, QUOTA_EXCEEDED (given
+    back too often of late; with RetryInfo).
     """
 
 class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -69,7 +70,8 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_instance_service_pb2.DeleteInstanceRequest, _abc.Awaitable[_instance_service_pb2.DeleteInstanceResponse]],
     ) -> _abc.Awaitable[_instance_service_pb2.DeleteInstanceResponse]:
         """Takes the tenant's agent off its instance, and ends a cell. Conversations lose nothing: their log is elsewhere. Waits
-        for no run: one under way fails and may be repeated. Idempotent. Fails with INSTANCE_NOT_FOUND.
+        for no run: one under way fails and may be repeated. Idempotent. Fails with INSTANCE_NOT_FOUND, QUOTA_EXCEEDED (given
+        back too often of late; with RetryInfo).
         """
 
 def add_InstanceServiceServicer_to_server(servicer: InstanceServiceServicer, server: _aio.Server) -> None: ...

@@ -28,7 +28,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from retinue.runtime_adapter.v1 import runtime_event_pb2 as retinue_dot_runtime__adapter_dot_v1_dot_runtime__event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n8retinue/runtime_adapter/v1/runtime_adapter_service.proto\x12\x1aretinue.runtime_adapter.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a.retinue/runtime_adapter/v1/runtime_event.proto\"\x98\x06\n\rInvokeRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06run_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nsession_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x18\n\x07\x61ttempt\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12\x1e\n\rfencing_token\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x1a\n\x07runtime\x18\x06 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x05model\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x0f\n\x07persona\x18\x08 \x01(\t\x12;\n\x07\x63ontext\x18\t \x03(\x0b\x32*.retinue.runtime_adapter.v1.ContextMessage\x12\x0c\n\x04text\x18\n \x01(\t\x12\x11\n\treasoning\x18\x0b \x01(\x08\x12+\n\nparameters\x18\x0c \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\ncheckpoint\x18\r \x01(\x0c\x12?\n\tapprovals\x18\x0e \x03(\x0b\x32,.retinue.runtime_adapter.v1.ApprovalDecision\x12+\n\x08run_time\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11output_size_bytes\x18\x10 \x01(\x05\x12\x19\n\x07\x63ontact\x18\x11 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12(\n\tisolation\x18\x12 \x01(\tB\x15\xbaH\x12r\x10R\x00R\x06sharedR\x04\x63\x65ll\x12\x19\n\x08\x61gent_id\x18\x13 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x15\n\x04kind\x18\x14 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x05tools\x18\x15 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x04\x12\x44\n\nallowances\x18\x16 \x03(\x0b\x32%.retinue.runtime_adapter.v1.AllowanceB\t\xbaH\x06\x92\x01\x03\x10\xf4\x03\x12\x30\n\x03\x62ox\x18\x17 \x01(\x0b\x32#.retinue.runtime_adapter.v1.ToolBox\"*\n\tAllowance\x12\x0c\n\x04tool\x18\x01 \x01(\t\x12\x0f\n\x07pattern\x18\x02 \x01(\t\"0\n\x07ToolBox\x12\x15\n\rmin_isolation\x18\x01 \x01(\t\x12\x0e\n\x06\x65gress\x18\x02 \x03(\t\",\n\x0e\x43ontextMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"J\n\x10\x41pprovalDecision\x12\x13\n\x0b\x61pproval_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x10\n\x08\x64\x65\x63ision\x18\x03 \x01(\t\"J\n\x0eInvokeResponse\x12\x38\n\x06\x65vents\x18\x01 \x03(\x0b\x32(.retinue.runtime_adapter.v1.RuntimeEvent\"\x91\x01\n\x0fReattachRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06run_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nsession_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0f\n\x07runtime\x18\x04 \x01(\t\x12\x15\n\rfencing_token\x18\x05 \x01(\x03\"L\n\x10ReattachResponse\x12\x38\n\x06\x65vents\x18\x01 \x03(\x0b\x32(.retinue.runtime_adapter.v1.RuntimeEvent\"[\n\x0f\x41\x62ortRunRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06run_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0f\n\x07runtime\x18\x03 \x01(\t\"#\n\x10\x41\x62ortRunResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\x08\"\x19\n\x17\x44\x65scribeRuntimesRequest\"Q\n\x18\x44\x65scribeRuntimesResponse\x12\x35\n\x08runtimes\x18\x01 \x03(\x0b\x32#.retinue.runtime_adapter.v1.Runtime\"\xa6\x01\n\x07Runtime\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\x10\n\x08reattach\x18\x05 \x01(\x08\x12\x15\n\rholds_context\x18\x06 \x01(\x08\x12\r\n\x05tools\x18\x07 \x01(\x08\x12\x11\n\treasoning\x18\x08 \x01(\x08\x12\x0f\n\x07version\x18\t \x01(\t\"d\n\x14\x45xportContextRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nsession_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0f\n\x07runtime\x18\x03 \x01(\t\"T\n\x15\x45xportContextResponse\x12;\n\x07\x63ontext\x18\x01 \x03(\x0b\x32*.retinue.runtime_adapter.v1.ContextMessage\"\xa1\x01\n\x14ImportContextRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nsession_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0f\n\x07runtime\x18\x03 \x01(\t\x12;\n\x07\x63ontext\x18\x04 \x03(\x0b\x32*.retinue.runtime_adapter.v1.ContextMessage\"\'\n\x15ImportContextResponse\x12\x0e\n\x06losses\x18\x01 \x03(\t2\xb5\x05\n\x15RuntimeAdapterService\x12\x61\n\x06Invoke\x12).retinue.runtime_adapter.v1.InvokeRequest\x1a*.retinue.runtime_adapter.v1.InvokeResponse0\x01\x12g\n\x08Reattach\x12+.retinue.runtime_adapter.v1.ReattachRequest\x1a,.retinue.runtime_adapter.v1.ReattachResponse0\x01\x12\x65\n\x08\x41\x62ortRun\x12+.retinue.runtime_adapter.v1.AbortRunRequest\x1a,.retinue.runtime_adapter.v1.AbortRunResponse\x12}\n\x10\x44\x65scribeRuntimes\x12\x33.retinue.runtime_adapter.v1.DescribeRuntimesRequest\x1a\x34.retinue.runtime_adapter.v1.DescribeRuntimesResponse\x12t\n\rExportContext\x12\x30.retinue.runtime_adapter.v1.ExportContextRequest\x1a\x31.retinue.runtime_adapter.v1.ExportContextResponse\x12t\n\rImportContext\x12\x30.retinue.runtime_adapter.v1.ImportContextRequest\x1a\x31.retinue.runtime_adapter.v1.ImportContextResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n8retinue/runtime_adapter/v1/runtime_adapter_service.proto\x12\x1aretinue.runtime_adapter.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a.retinue/runtime_adapter/v1/runtime_event.proto\"\xa9\x06\n\rInvokeRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06run_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nsession_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x18\n\x07\x61ttempt\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12\x1e\n\rfencing_token\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x1a\n\x07runtime\x18\x06 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x17\n\x05model\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x0f\n\x07persona\x18\x08 \x01(\t\x12;\n\x07\x63ontext\x18\t \x03(\x0b\x32*.retinue.runtime_adapter.v1.ContextMessage\x12\x0c\n\x04text\x18\n \x01(\t\x12\x11\n\treasoning\x18\x0b \x01(\x08\x12+\n\nparameters\x18\x0c \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\ncheckpoint\x18\r \x01(\x0c\x12?\n\tapprovals\x18\x0e \x03(\x0b\x32,.retinue.runtime_adapter.v1.ApprovalDecision\x12+\n\x08run_time\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11output_size_bytes\x18\x10 \x01(\x05\x12\x19\n\x07\x63ontact\x18\x11 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12(\n\tisolation\x18\x12 \x01(\tB\x15\xbaH\x12r\x10R\x00R\x06sharedR\x04\x63\x65ll\x12\x19\n\x08\x61gent_id\x18\x13 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x15\n\x04kind\x18\x14 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x05tools\x18\x15 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x04\x12\x44\n\nallowances\x18\x16 \x03(\x0b\x32%.retinue.runtime_adapter.v1.AllowanceB\t\xbaH\x06\x92\x01\x03\x10\xf4\x03\x12\x30\n\x03\x62ox\x18\x17 \x01(\x0b\x32#.retinue.runtime_adapter.v1.ToolBox\x12\x0f\n\x07preface\x18\x18 \x01(\t\"*\n\tAllowance\x12\x0c\n\x04tool\x18\x01 \x01(\t\x12\x0f\n\x07pattern\x18\x02 \x01(\t\"0\n\x07ToolBox\x12\x15\n\rmin_isolation\x18\x01 \x01(\t\x12\x0e\n\x06\x65gress\x18\x02 \x03(\t\",\n\x0e\x43ontextMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"J\n\x10\x41pprovalDecision\x12\x13\n\x0b\x61pproval_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x10\n\x08\x64\x65\x63ision\x18\x03 \x01(\t\"J\n\x0eInvokeResponse\x12\x38\n\x06\x65vents\x18\x01 \x03(\x0b\x32(.retinue.runtime_adapter.v1.RuntimeEvent\"\x91\x01\n\x0fReattachRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06run_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nsession_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0f\n\x07runtime\x18\x04 \x01(\t\x12\x15\n\rfencing_token\x18\x05 \x01(\x03\"L\n\x10ReattachResponse\x12\x38\n\x06\x65vents\x18\x01 \x03(\x0b\x32(.retinue.runtime_adapter.v1.RuntimeEvent\"[\n\x0f\x41\x62ortRunRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x06run_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0f\n\x07runtime\x18\x03 \x01(\t\"#\n\x10\x41\x62ortRunResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\x08\"\x19\n\x17\x44\x65scribeRuntimesRequest\"Q\n\x18\x44\x65scribeRuntimesResponse\x12\x35\n\x08runtimes\x18\x01 \x03(\x0b\x32#.retinue.runtime_adapter.v1.Runtime\"\xfc\x01\n\x07Runtime\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\x10\n\x08reattach\x18\x05 \x01(\x08\x12\x15\n\rholds_context\x18\x06 \x01(\x08\x12\r\n\x05tools\x18\x07 \x01(\x08\x12\x11\n\treasoning\x18\x08 \x01(\x08\x12\x0f\n\x07version\x18\t \x01(\t\x12\x12\n\nslot_count\x18\n \x01(\x05\x12\x12\n\nbusy_count\x18\x0b \x01(\x05\x12\x15\n\rwaiting_count\x18\x0c \x01(\x05\x12\x15\n\rwindow_tokens\x18\r \x03(\x05\"d\n\x14\x45xportContextRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nsession_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0f\n\x07runtime\x18\x03 \x01(\t\"T\n\x15\x45xportContextResponse\x12;\n\x07\x63ontext\x18\x01 \x03(\x0b\x32*.retinue.runtime_adapter.v1.ContextMessage\"\xa1\x01\n\x14ImportContextRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1d\n\nsession_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0f\n\x07runtime\x18\x03 \x01(\t\x12;\n\x07\x63ontext\x18\x04 \x03(\x0b\x32*.retinue.runtime_adapter.v1.ContextMessage\"\'\n\x15ImportContextResponse\x12\x0e\n\x06losses\x18\x01 \x03(\t2\xb5\x05\n\x15RuntimeAdapterService\x12\x61\n\x06Invoke\x12).retinue.runtime_adapter.v1.InvokeRequest\x1a*.retinue.runtime_adapter.v1.InvokeResponse0\x01\x12g\n\x08Reattach\x12+.retinue.runtime_adapter.v1.ReattachRequest\x1a,.retinue.runtime_adapter.v1.ReattachResponse0\x01\x12\x65\n\x08\x41\x62ortRun\x12+.retinue.runtime_adapter.v1.AbortRunRequest\x1a,.retinue.runtime_adapter.v1.AbortRunResponse\x12}\n\x10\x44\x65scribeRuntimes\x12\x33.retinue.runtime_adapter.v1.DescribeRuntimesRequest\x1a\x34.retinue.runtime_adapter.v1.DescribeRuntimesResponse\x12t\n\rExportContext\x12\x30.retinue.runtime_adapter.v1.ExportContextRequest\x1a\x31.retinue.runtime_adapter.v1.ExportContextResponse\x12t\n\rImportContext\x12\x30.retinue.runtime_adapter.v1.ImportContextRequest\x1a\x31.retinue.runtime_adapter.v1.ImportContextResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -80,39 +80,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTCONTEXTREQUEST'].fields_by_name['session_id']._loaded_options = None
   _globals['_IMPORTCONTEXTREQUEST'].fields_by_name['session_id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_INVOKEREQUEST']._serialized_start=228
-  _globals['_INVOKEREQUEST']._serialized_end=1020
-  _globals['_ALLOWANCE']._serialized_start=1022
-  _globals['_ALLOWANCE']._serialized_end=1064
-  _globals['_TOOLBOX']._serialized_start=1066
-  _globals['_TOOLBOX']._serialized_end=1114
-  _globals['_CONTEXTMESSAGE']._serialized_start=1116
-  _globals['_CONTEXTMESSAGE']._serialized_end=1160
-  _globals['_APPROVALDECISION']._serialized_start=1162
-  _globals['_APPROVALDECISION']._serialized_end=1236
-  _globals['_INVOKERESPONSE']._serialized_start=1238
-  _globals['_INVOKERESPONSE']._serialized_end=1312
-  _globals['_REATTACHREQUEST']._serialized_start=1315
-  _globals['_REATTACHREQUEST']._serialized_end=1460
-  _globals['_REATTACHRESPONSE']._serialized_start=1462
-  _globals['_REATTACHRESPONSE']._serialized_end=1538
-  _globals['_ABORTRUNREQUEST']._serialized_start=1540
-  _globals['_ABORTRUNREQUEST']._serialized_end=1631
-  _globals['_ABORTRUNRESPONSE']._serialized_start=1633
-  _globals['_ABORTRUNRESPONSE']._serialized_end=1668
-  _globals['_DESCRIBERUNTIMESREQUEST']._serialized_start=1670
-  _globals['_DESCRIBERUNTIMESREQUEST']._serialized_end=1695
-  _globals['_DESCRIBERUNTIMESRESPONSE']._serialized_start=1697
-  _globals['_DESCRIBERUNTIMESRESPONSE']._serialized_end=1778
-  _globals['_RUNTIME']._serialized_start=1781
-  _globals['_RUNTIME']._serialized_end=1947
-  _globals['_EXPORTCONTEXTREQUEST']._serialized_start=1949
-  _globals['_EXPORTCONTEXTREQUEST']._serialized_end=2049
-  _globals['_EXPORTCONTEXTRESPONSE']._serialized_start=2051
-  _globals['_EXPORTCONTEXTRESPONSE']._serialized_end=2135
-  _globals['_IMPORTCONTEXTREQUEST']._serialized_start=2138
-  _globals['_IMPORTCONTEXTREQUEST']._serialized_end=2299
-  _globals['_IMPORTCONTEXTRESPONSE']._serialized_start=2301
-  _globals['_IMPORTCONTEXTRESPONSE']._serialized_end=2340
-  _globals['_RUNTIMEADAPTERSERVICE']._serialized_start=2343
-  _globals['_RUNTIMEADAPTERSERVICE']._serialized_end=3036
+  _globals['_INVOKEREQUEST']._serialized_end=1037
+  _globals['_ALLOWANCE']._serialized_start=1039
+  _globals['_ALLOWANCE']._serialized_end=1081
+  _globals['_TOOLBOX']._serialized_start=1083
+  _globals['_TOOLBOX']._serialized_end=1131
+  _globals['_CONTEXTMESSAGE']._serialized_start=1133
+  _globals['_CONTEXTMESSAGE']._serialized_end=1177
+  _globals['_APPROVALDECISION']._serialized_start=1179
+  _globals['_APPROVALDECISION']._serialized_end=1253
+  _globals['_INVOKERESPONSE']._serialized_start=1255
+  _globals['_INVOKERESPONSE']._serialized_end=1329
+  _globals['_REATTACHREQUEST']._serialized_start=1332
+  _globals['_REATTACHREQUEST']._serialized_end=1477
+  _globals['_REATTACHRESPONSE']._serialized_start=1479
+  _globals['_REATTACHRESPONSE']._serialized_end=1555
+  _globals['_ABORTRUNREQUEST']._serialized_start=1557
+  _globals['_ABORTRUNREQUEST']._serialized_end=1648
+  _globals['_ABORTRUNRESPONSE']._serialized_start=1650
+  _globals['_ABORTRUNRESPONSE']._serialized_end=1685
+  _globals['_DESCRIBERUNTIMESREQUEST']._serialized_start=1687
+  _globals['_DESCRIBERUNTIMESREQUEST']._serialized_end=1712
+  _globals['_DESCRIBERUNTIMESRESPONSE']._serialized_start=1714
+  _globals['_DESCRIBERUNTIMESRESPONSE']._serialized_end=1795
+  _globals['_RUNTIME']._serialized_start=1798
+  _globals['_RUNTIME']._serialized_end=2050
+  _globals['_EXPORTCONTEXTREQUEST']._serialized_start=2052
+  _globals['_EXPORTCONTEXTREQUEST']._serialized_end=2152
+  _globals['_EXPORTCONTEXTRESPONSE']._serialized_start=2154
+  _globals['_EXPORTCONTEXTRESPONSE']._serialized_end=2238
+  _globals['_IMPORTCONTEXTREQUEST']._serialized_start=2241
+  _globals['_IMPORTCONTEXTREQUEST']._serialized_end=2402
+  _globals['_IMPORTCONTEXTRESPONSE']._serialized_start=2404
+  _globals['_IMPORTCONTEXTRESPONSE']._serialized_end=2443
+  _globals['_RUNTIMEADAPTERSERVICE']._serialized_start=2446
+  _globals['_RUNTIMEADAPTERSERVICE']._serialized_end=3139
 # @@protoc_insertion_point(module_scope)

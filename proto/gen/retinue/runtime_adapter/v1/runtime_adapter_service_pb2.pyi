@@ -50,6 +50,7 @@ class InvokeRequest(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     ALLOWANCES_FIELD_NUMBER: _builtins.int
     BOX_FIELD_NUMBER: _builtins.int
+    PREFACE_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Owner."""
     run_id: _builtins.str
@@ -82,6 +83,8 @@ class InvokeRequest(_message.Message):
     """The tenant's agent."""
     kind: _builtins.str
     """"chat", or a task's kind."""
+    preface: _builtins.str
+    """What goes before the conversation, behind the persona: what is remembered of the contact, what was summed up."""
     @_builtins.property
     def context(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContextMessage]:
         """The conversation so far, oldest first."""
@@ -136,10 +139,11 @@ class InvokeRequest(_message.Message):
         tools: _abc.Iterable[_builtins.str] | None = ...,
         allowances: _abc.Iterable[Global___Allowance] | None = ...,
         box: Global___ToolBox | None = ...,
+        preface: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "parameters", b"parameters", "run_time", b"run_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "allowances", b"allowances", "approvals", b"approvals", "attempt", b"attempt", "box", b"box", "checkpoint", b"checkpoint", "contact", b"contact", "context", b"context", "fencing_token", b"fencing_token", "isolation", b"isolation", "kind", b"kind", "model", b"model", "output_size_bytes", b"output_size_bytes", "parameters", b"parameters", "persona", b"persona", "reasoning", b"reasoning", "run_id", b"run_id", "run_time", b"run_time", "runtime", b"runtime", "session_id", b"session_id", "tenant_id", b"tenant_id", "text", b"text", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "allowances", b"allowances", "approvals", b"approvals", "attempt", b"attempt", "box", b"box", "checkpoint", b"checkpoint", "contact", b"contact", "context", b"context", "fencing_token", b"fencing_token", "isolation", b"isolation", "kind", b"kind", "model", b"model", "output_size_bytes", b"output_size_bytes", "parameters", b"parameters", "persona", b"persona", "preface", b"preface", "reasoning", b"reasoning", "run_id", b"run_id", "run_time", b"run_time", "runtime", b"runtime", "session_id", b"session_id", "tenant_id", b"tenant_id", "text", b"text", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -449,6 +453,10 @@ class Runtime(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     REASONING_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    SLOT_COUNT_FIELD_NUMBER: _builtins.int
+    BUSY_COUNT_FIELD_NUMBER: _builtins.int
+    WAITING_COUNT_FIELD_NUMBER: _builtins.int
+    WINDOW_TOKENS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     available: _builtins.bool
@@ -465,9 +473,19 @@ class Runtime(_message.Message):
     """Whether it tells reasoning apart."""
     version: _builtins.str
     """Its release; empty for what comes with this build."""
+    slot_count: _builtins.int
+    """Runs that it can execute at once; 0 if that is not known."""
+    busy_count: _builtins.int
+    """Runs that it executes now."""
+    waiting_count: _builtins.int
+    """Runs that wait for a slot."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models it knows, by name; the first is its default."""
+
+    @_builtins.property
+    def window_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What its models can read, in the order of `models`; 0 where that is not known."""
 
     def __init__(
         self,
@@ -481,10 +499,14 @@ class Runtime(_message.Message):
         tools: _builtins.bool = ...,
         reasoning: _builtins.bool = ...,
         version: _builtins.str = ...,
+        slot_count: _builtins.int = ...,
+        busy_count: _builtins.int = ...,
+        waiting_count: _builtins.int = ...,
+        window_tokens: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "detail", b"detail", "holds_context", b"holds_context", "models", b"models", "name", b"name", "reasoning", b"reasoning", "reattach", b"reattach", "tools", b"tools", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "busy_count", b"busy_count", "detail", b"detail", "holds_context", b"holds_context", "models", b"models", "name", b"name", "reasoning", b"reasoning", "reattach", b"reattach", "slot_count", b"slot_count", "tools", b"tools", "version", b"version", "waiting_count", b"waiting_count", "window_tokens", b"window_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,6 +17,10 @@ FAILURES_MAX = 5
 """Failures in a row that open a tenant's breaker: more than the attempts of one run, so that a single request which no
 runtime can serve does not stop its tenant's others."""
 
+REFUSALS_MAX = 2
+"""Times in a row that a runtime has no room for a tenant until its breaker opens: no request can have caused that, and
+whoever may have another runtime need not wait for this one. Once may be chance."""
+
 FAILURES_OF_ALL_MAX = 10
 """Failures in a row that open a runtime for everybody: a hiccup that a few runs of many tenants meet at once is no
 outage."""
@@ -131,7 +135,15 @@ class Limits:
 
 
 OF_TENANT = Limits(FAILURES_MAX, 1)
+OF_TENANT_WITHOUT_ROOM = Limits(REFUSALS_MAX, 1)
 OF_ALL = Limits(FAILURES_OF_ALL_MAX, TENANTS_MIN)
+
+
+def limits_of(reason: Reason | None, *, of_all: bool) -> Limits:
+    """When failures open a breaker, by the reason of the latest."""
+    if of_all:
+        return OF_ALL
+    return OF_TENANT_WITHOUT_ROOM if reason is Reason.QUEUE_FULL else OF_TENANT
 
 
 def period_s(open_count: int) -> float:

@@ -1,19 +1,16 @@
-"""The rules, as two tables: what is refused, and what picks the runtime.
+"""The rules that pick the runtime, as a table; what is refused is another (refusals.py).
 
-`decide` walks them over a snapshot. The tables can be read, tested by row, and replayed on snapshots of the past.
+`decide` walks both over a snapshot and what the operator prefers. The tables can be read, tested by row, and replayed
+on snapshots of the past.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 
-from retinue_kit.errors import Reason, RetinueError
-
-AUTO = "auto"
-CHAT = "chat"
-OPENCLAW = "openclaw"
-LIGHT = "light"
-KNOWN_RUNTIMES = (OPENCLAW, LIGHT)
+from retinue_policy.domain import refusals
+from retinue_policy.domain.preferences import Preference, Rollout, RuntimeRules, Stage
+from retinue_policy.domain.snapshot import CHAT, LIGHT, OPENCLAW, Snapshot
 
 HAS_CELLS = (OPENCLAW,)
 """Runtimes that run as processes of their own, so that a tenant can be given one alone."""
@@ -32,85 +29,6 @@ class Effect(StrEnum):
     FORBID = "forbid"
     FALL_BACK = "fall_back"
     LIMIT = "limit"
-
-
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """What holds where a tenant has no setting of its own."""
-
-    concurrent_run_count: int = 64
-    attempt_count: int = 3
-    run_time_s: float = 600.0
-    output_size_bytes: int = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """What policy knows of a tenant; 0 and empty text mean the deployment's default."""
-
-    concurrent_run_count: int = 0
-    preferred_runtime: str = ""
-    weight: float = 0.0
-    model: str = ""
-    plan: str = ""
-    agent_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """All that a decision depends on. `runtimes_on` is in the operator's order and never empty.
-
-    `failing` holds the runtimes whose breaker lets nothing through, and `away` those that say themselves that they can
-    take no run, each with the seconds until it is worth asking again.
-    """
-
-    kind: str
-    runtimes_on: tuple[str, ...]
-    requested_runtime: str = AUTO
-    session_runtime: str = ""
-    session_runtime_age_s: float | None = None
-    tool_transaction_open: bool = False
-    sticky_window_s: float = 900.0
-    tenant: Tenant = Tenant()
-    defaults: Defaults = Defaults()
-    failing: Mapping[str, float] = field(default_factory=dict)
-    away: Mapping[str, float] = field(default_factory=dict)
-    cell_plans: frozenset[str] = frozenset()
-
-    @property
-    def asked(self) -> str:
-        """The runtime that the client insists on; empty if it leaves the choice to us."""
-        return "" if self.requested_runtime in ("", AUTO) else self.requested_runtime
-
-    @property
-    def bound(self) -> str:
-        """The runtime that an open tool call runs under: its end must be told to who began it."""
-        return self.session_runtime if self.tool_transaction_open else ""
-
-    @property
-    def sticky(self) -> bool:
-        """Whether the session used its runtime so recently that it would rather keep it."""
-        age = self.session_runtime_age_s
-        return bool(self.session_runtime) and age is not None and age <= self.sticky_window_s
-
-    def is_on(self, runtime: str) -> bool:
-        """Whether a runtime is part of this deployment."""
-        return runtime in self.runtimes_on
-
-    @property
-    def usable(self) -> list[str]:
-        """The runtimes that are on, there, and do not fail, in the operator's order."""
-        return [runtime for runtime in self.runtimes_on if runtime not in self.failing and runtime not in self.away]
-
-    def wait_s(self, runtime: str) -> float:
-        """Seconds until a runtime is worth asking for; 0 if it can be used."""
-        return max(self.failing.get(runtime, 0.0), self.away.get(runtime, 0.0))
-
-    @property
-    def insisted(self) -> tuple[str, ...]:
-        """The runtimes that the run can do with: one that was asked for, or is bound; else any that is on."""
-        one = self.asked or self.bound
-        return (one,) if one else self.runtimes_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,205 +63,222 @@ class Decision:
     rules: tuple[Fired, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """When a run is not executed, and with which reason; `{…}` stands for a field of the snapshot.
+class Case:
+    """A snapshot as the operator's rules see it."""
 
-    One that `passes` does not hold for ever: the error says when to ask again.
-    """
+    def __init__(self, s: Snapshot, rules: RuntimeRules) -> None:
+        self.s = s
+        self._rules = rules
+        tenant_id, plan, kind = s.tenant_id, s.tenant.plan, s.kind
+        found = (each for each in reversed(rules.preferences) if each.runs.hold(tenant_id, plan, kind))
+        self.preference: Preference | None = next(found, None)
+        rollouts = [each for each in reversed(rules.rollouts) if each.runs.hold(tenant_id, plan, kind)]
+        self.rollout: Rollout | None = next(filter(self._is_taken_by, rollouts), None)
+        self._rolled_back: Rollout | None = next(filter(self._is_left, rollouts), None)
 
-    name: str
-    when: Callable[[Snapshot], bool]
-    error: Reason
-    reason: str
-    passes: bool = False
+    def _is_taken_by(self, rollout: Rollout) -> bool:
+        """Whether a rollout gives the run its runtime; one that rests only where the session has it already."""
+        if rollout.stage is Stage.PAUSED and self.s.session_runtime != rollout.runtime:
+            return False
+        return rollout.stage is not Stage.ROLLED_BACK and rollout.takes(self.s.tenant_id)
 
+    def _is_left(self, rollout: Rollout) -> bool:
+        """Whether a rollout that is taken back had the runtime that the session has."""
+        return rollout.stage is Stage.ROLLED_BACK and rollout.runtime == self.s.session_runtime
 
-REFUSALS = (
-    Refusal(
-        "requested_runtime_unknown",
-        lambda s: bool(s.asked) and s.asked not in KNOWN_RUNTIMES,
-        Reason.RUNTIME_UNAVAILABLE,
-        "There is no runtime of the name that was asked for.",
-    ),
-    Refusal(
-        "requested_runtime_off",
-        lambda s: bool(s.asked) and not s.is_on(s.asked),
-        Reason.RUNTIME_UNAVAILABLE,
-        "The runtime {asked} was asked for and is not switched on here.",
-    ),
-    Refusal(
-        "tool_transaction_open",
-        lambda s: bool(s.asked and s.bound) and s.asked != s.bound,
-        Reason.TOOL_TRANSACTION_OPEN,
-        "A tool call is open under {bound}; the runtime cannot change to {asked} before it has ended.",
-    ),
-    Refusal(
-        "tool_transaction_runtime_off",
-        lambda s: bool(s.bound) and not s.is_on(s.bound),
-        Reason.RUNTIME_UNAVAILABLE,
-        "A tool call is open under {bound}, which is not switched on any more.",
-    ),
-    Refusal(
-        "requested_runtime_away",
-        lambda s: s.asked in s.away,
-        Reason.RUNTIME_UNAVAILABLE,
-        "The runtime {asked} was asked for and can take no run at present.",
-        passes=True,
-    ),
-    Refusal(
-        "tool_transaction_runtime_away",
-        lambda s: s.bound in s.away,
-        Reason.RUNTIME_UNAVAILABLE,
-        "A tool call is open under {bound}, which can take no run at present.",
-        passes=True,
-    ),
-    Refusal(
-        "every_runtime_away",
-        lambda s: all(runtime in s.away for runtime in s.runtimes_on),
-        Reason.RUNTIME_UNAVAILABLE,
-        "No runtime can take the run at present.",
-        passes=True,
-    ),
-    Refusal(
-        "requested_runtime_failing",
-        lambda s: s.asked in s.failing,
-        Reason.RUNTIME_UNAVAILABLE,
-        "The runtime {asked} was asked for and fails at present.",
-        passes=True,
-    ),
-    Refusal(
-        "tool_transaction_runtime_failing",
-        lambda s: s.bound in s.failing,
-        Reason.RUNTIME_UNAVAILABLE,
-        "A tool call is open under {bound}, which fails at present.",
-        passes=True,
-    ),
-    Refusal(
-        "every_runtime_failing",
-        lambda s: not s.usable,
-        Reason.RUNTIME_UNAVAILABLE,
-        "Every runtime that could take the run fails or is away at present.",
-        passes=True,
-    ),
-)
-"""What is refused; the first that holds."""
+    @property
+    def sticky(self) -> bool:
+        """Whether the session used its runtime so recently that it would rather keep it, and can."""
+        own, age = self._rules.sticky_window_s, self.s.session_runtime_age_s
+        window_s = self.s.sticky_window_s if own is None else own
+        return self.s.is_on(self.s.session_runtime) and age is not None and age <= window_s
+
+    def leaves(self, picked: str) -> bool:
+        """Whether the session would keep a runtime that was rolled back, where another is picked. Whom the rollout had
+        reached does not count: its percentage may have been lowered before."""
+        return self._rolled_back is not None and picked != self.s.session_runtime and not self.s.bound
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the runtime is ours to choose: nobody asked for one, and the run has called no tools yet."""
+        return not self.s.asked and not self.s.bound
+
+    def is_crowded(self, runtime: str) -> bool:
+        """Whether a runtime has more to do than it should."""
+        load = self.s.load.get(runtime)
+        return load is not None and self._rules.crowds(load)
+
+    @property
+    def roomy(self) -> list[str]:
+        """The usable runtimes that are not crowded, in the operator's order."""
+        return [runtime for runtime in self.s.usable if not self.is_crowded(runtime)]
+
+    @property
+    def stand_in(self) -> str:
+        """What takes a run where its own runtime cannot; only where one is usable."""
+        return (self.roomy or self.s.usable)[0]
+
+    def words(self, picked: str) -> dict[str, object]:
+        """What `{…}` in names and reasons stands for."""
+        return {
+            "picked": picked,
+            "session": self.s.session_runtime,
+            "preference": self.preference.number if self.preference else 0,
+            "rollout": self.rollout.name if self.rollout else "",
+            "rolled_back": self._rolled_back.name if self._rolled_back else "",
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Picks a runtime when it applies; a later one in the table overrules an earlier one.
 
-    `when` sees the snapshot and what has been picked so far; `{picked}` in texts stands for that.
+    `when` and `pick` see the case and what has been picked so far; texts may hold `Case.words`.
     """
 
     name: str
     effect: Effect
-    when: Callable[[Snapshot, str], bool]
-    pick: Callable[[Snapshot], str]
+    when: Callable[[Case, str], bool]
+    pick: Callable[[Case, str], str]
     reason: str
 
 
-def _by_kind(s: Snapshot) -> str:
-    return OPENCLAW if s.kind == CHAT else LIGHT
+def _by_kind(c: Case, _: str) -> str:
+    return OPENCLAW if c.s.kind == CHAT else LIGHT
 
 
-def _what_is_on(s: Snapshot) -> str:
-    return _by_kind(s) if s.is_on(_by_kind(s)) else s.runtimes_on[0]
+def _what_is_on(c: Case, picked: str) -> str:
+    usual = _by_kind(c, picked)
+    return usual if c.s.is_on(usual) else c.s.runtimes_on[0]
+
+
+def _stays(stage: Stage) -> Callable[[Case, str], bool]:
+    return lambda c, _: c.rollout is not None and c.rollout.stage is stage
+
+
+def _rolled_out(c: Case, picked: str) -> str:
+    return c.rollout.runtime if c.rollout else picked
 
 
 RULES = (
     Rule(
         "chat_prefers_openclaw",
         Effect.PREFER,
-        lambda s, _: s.kind == CHAT,
+        lambda c, _: c.s.kind == CHAT,
         _by_kind,
         "Conversations gain most from the fuller runtime.",
     ),
     Rule(
         "tasks_prefer_light",
         Effect.PREFER,
-        lambda s, _: s.kind != CHAT,
+        lambda c, _: c.s.kind != CHAT,
         _by_kind,
         "No one waits for a task; the light runtime does it at the least cost.",
     ),
     Rule(
+        "operator_prefers",
+        Effect.PREFER,
+        lambda c, _: c.preference is not None,
+        lambda c, picked: c.preference.runtime if c.preference else picked,
+        "The operator's preference number {preference} is for runs like this one.",
+    ),
+    Rule(
         "tenant_prefers",
         Effect.PREFER,
-        lambda s, _: s.kind == CHAT and bool(s.tenant.preferred_runtime),
-        lambda s: s.tenant.preferred_runtime,
+        lambda c, _: c.s.kind == CHAT and bool(c.s.tenant.preferred_runtime),
+        lambda c, _: c.s.tenant.preferred_runtime,
         "The tenant's settings name a runtime for conversations.",
+    ),
+    Rule(
+        "rollout_{rollout}",
+        Effect.PREFER,
+        _stays(Stage.RUNNING),
+        _rolled_out,
+        "The rollout {rollout} has reached this tenant.",
+    ),
+    Rule(
+        "rollout_{rollout}_is_paused",
+        Effect.PREFER,
+        _stays(Stage.PAUSED),
+        _rolled_out,
+        "The rollout {rollout} rests: it had reached this tenant, and a session that has its runtime keeps it.",
     ),
     Rule(
         "{picked}_is_off",
         Effect.FALL_BACK,
-        lambda s, picked: not s.is_on(picked),
+        lambda c, picked: not c.s.is_on(picked),
         _what_is_on,
         "Preferred is {picked}, which is off in this deployment: one that is on takes it.",
     ),
     Rule(
+        "rollout_{rolled_back}_is_rolled_back",
+        Effect.FORBID,
+        lambda c, picked: c.sticky and c.leaves(picked),
+        lambda _, picked: picked,
+        "The rollout {rolled_back} was rolled back: the session does not keep {session}, though it used it lately.",
+    ),
+    Rule(
         "session_is_sticky",
         Effect.PREFER,
-        lambda s, _: s.sticky and s.is_on(s.session_runtime),
-        lambda s: s.session_runtime,
+        lambda c, picked: c.sticky and not c.leaves(picked),
+        lambda c, _: c.s.session_runtime,
         "The session used this runtime a short while ago, and a switch costs context.",
     ),
     Rule(
         "{picked}_is_away",
         Effect.FALL_BACK,
-        lambda s, picked: picked in s.away and not s.asked and not s.bound,
-        lambda s: s.usable[0],
+        lambda c, picked: picked in c.s.away and c.chooses,
+        lambda c, _: c.stand_in,
         "It would be {picked}, which can take no run at present: one that can takes it.",
     ),
     Rule(
         "{picked}_is_failing",
         Effect.FALL_BACK,
-        lambda s, picked: picked in s.failing and not s.asked and not s.bound,
-        lambda s: s.usable[0],
+        lambda c, picked: picked in c.s.failing and c.chooses,
+        lambda c, _: c.stand_in,
         "It would be {picked}, which fails at present: one that works takes it.",
+    ),
+    Rule(
+        "{picked}_is_crowded",
+        Effect.FALL_BACK,
+        lambda c, picked: c.chooses and c.is_crowded(picked) and bool(c.roomy),
+        lambda c, _: c.stand_in,
+        "It would be {picked}, which has no room and many runs waiting: one that has room takes it.",
     ),
     Rule(
         "client_asks",
         Effect.REQUIRE,
-        lambda s, _: bool(s.asked),
-        lambda s: s.asked,
+        lambda c, _: bool(c.s.asked),
+        lambda c, _: c.s.asked,
         "The client asked for this runtime.",
     ),
     Rule(
         "tool_transaction_open",
         Effect.FORBID,
-        lambda s, _: bool(s.bound),
-        lambda s: s.bound,
-        "A tool call of the session is open, so that the runtime must stay.",
+        lambda c, _: bool(c.s.bound),
+        lambda c, _: c.s.bound,
+        "The run has called tools under this runtime, so that it must stay.",
     ),
 )
 """What picks the runtime; the last that applies decides."""
 
+NO_PREFERENCES = RuntimeRules()
 
-def decide(s: Snapshot) -> Decision:
+
+def decide(s: Snapshot, rules: RuntimeRules = NO_PREFERENCES) -> Decision:
     """Decide how a run is to be executed.
 
     Raises RetinueError(RUNTIME_UNAVAILABLE or TOOL_TRANSACTION_OPEN), with the refusing rule as metadata; one that
     passes with the seconds until it may.
     """
-    for refusal in REFUSALS:
-        if refusal.when(s):
-            message = refusal.reason.format(asked=s.asked, bound=s.bound)
-            waits = [s.wait_s(runtime) for runtime in s.insisted]
-            raise RetinueError(
-                refusal.error,
-                message,
-                retry_after_s=min(waits) if refusal.passes else None,
-                rule=refusal.name,
-                runtime=",".join(s.insisted),
-            )
+    refusals.check(s)
     limits, fired = _limits(s)
-    picked, picking = "", []
+    case, picked, picking = Case(s, rules), "", []
     for rule in RULES:
-        if rule.when(s, picked):
-            name, reason = rule.name.format(picked=picked), rule.reason.format(picked=picked)
-            picking.append(Fired(name, rule.effect, reason))
-            picked = rule.pick(s)
+        if rule.when(case, picked):
+            words = case.words(picked)
+            picking.append(Fired(rule.name.format_map(words), rule.effect, rule.reason.format_map(words)))
+            picked = rule.pick(case, picked)
     isolation = SHARED
     if picked in HAS_CELLS and s.tenant.plan in s.cell_plans:
         isolation = CELL

@@ -12,7 +12,7 @@ from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.metrics import counter, gauge
 
 from retinue_policy.domain import breaker as rules
-from retinue_policy.domain.breaker import AGAINST, OF_ALL, OF_TENANT, Breaker, Result, Scope, State
+from retinue_policy.domain.breaker import AGAINST, Breaker, Result, Scope, State
 
 LOOK_S = 0.5
 """How often the breakers are read: a runtime that was found dead elsewhere is used here for so long at most."""
@@ -169,7 +169,7 @@ class Breakers:
             return lambda found: rules.succeeded(found, run_id)
         if outcome.result is Result.ABANDONED or scope is None or (scope is Scope.TENANT and not key.tenant_id):
             return lambda found: rules.abandoned(found, run_id)
-        limits = OF_TENANT if key.tenant_id else OF_ALL
+        limits = rules.limits_of(outcome.reason, of_all=not key.tenant_id)
         return lambda found: rules.failed(found, outcome.tenant_id, run_id, now, limits)
 
     async def _change(self, key: Key, change: Callable[[Breaker | None], Breaker | None]) -> Changed:

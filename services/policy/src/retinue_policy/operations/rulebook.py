@@ -1,50 +1,74 @@
 """The rules in force. Newer ones take their place once they were found good; till then the old ones hold."""
 
 import asyncio
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 from retinue_kit.metrics import counter, gauge
 
-from retinue_policy.operations.tools import Rules
-
 LOOK_S = 1.0
 """How often files are read again: a change takes effect within this."""
 
+TOOLS = "tools"
+RUNTIMES = "runtimes"
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
-_read = counter("tool_rules_read", "Rules for tools that were read anew, by what became of them.", ["outcome"])
-_refused = gauge("tool_rules_refused", "Whether the files hold rules for tools that were refused.")
+_METRICS = {
+    TOOLS: (
+        counter("tool_rules_read", "Rules for tools that were read anew, by what became of them.", ["outcome"]),
+        gauge("tool_rules_refused", "Whether the files hold rules for tools that were refused."),
+    ),
+    RUNTIMES: (
+        counter("runtime_rules_read", "Rules for runtimes that were read anew, by what became of them.", ["outcome"]),
+        gauge("runtime_rules_refused", "Whether the file holds rules for runtimes that were refused."),
+    ),
+}
 
 
 class BadRulesError(Exception):
     """Rules that cannot be followed; the text is one line that says where and why."""
 
 
-class Source(Protocol):
+class Named(Protocol):
+    """Rules of any kind."""
+
+    @property
+    def name(self) -> str:
+        """Names them by what they say."""
+        ...
+
+
+R = TypeVar("R", bound=Named)
+R_co = TypeVar("R_co", bound=Named, covariant=True)
+
+
+class Source(Protocol[R_co]):
     """Where rules are written."""
 
     def read(self) -> dict[str, str]:
         """Read files by name. Raises BadRulesError."""
         ...
 
-    def load(self, texts: dict[str, str]) -> Rules:
+    def load(self, texts: dict[str, str]) -> R_co:
         """Make rules of files. Raises BadRulesError."""
         ...
 
 
-class Rulebook:
-    """Holds the rules in force. Raises BadRulesError if there are none to begin with."""
+class Rulebook(Generic[R]):
+    """Holds the rules in force, for tools or for runtimes. Raises BadRulesError if there are none to begin with."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source[R], about: str = TOOLS) -> None:
         self._source = source
+        self._read, self._refused = _METRICS[about]
+        self._event = f"rules for {about}"
         self._seen: dict[str, str] | None = source.read()
         self._rules = source.load(self._seen)
         self._refusal = ""
-        _refused.set(0)
-        log.info("rules for tools", rules=self._rules.name)
+        self._refused.set(0)
+        log.info(self._event, rules=self._rules.name)
 
     @property
-    def rules(self) -> Rules:
+    def rules(self) -> R:
         """The rules in force."""
         return self._rules
 
@@ -80,14 +104,14 @@ class Rulebook:
             self._refuse(str(error))
             return
         self._rules, self._refusal = rules, ""
-        _refused.set(0)
-        _read.labels("taken").inc()
-        log.info("rules for tools", rules=rules.name)
+        self._refused.set(0)
+        self._read.labels("taken").inc()
+        log.info(self._event, rules=rules.name)
 
     def _refuse(self, refusal: str) -> None:
         if refusal == self._refusal:
             return
         self._refusal = refusal
-        _refused.set(1)
-        _read.labels("refused").inc()
-        log.error("rules for tools refused; the old ones hold", rules=self._rules.name, detail=refusal)
+        self._refused.set(1)
+        self._read.labels("refused").inc()
+        log.error(f"{self._event} refused; the old ones hold", rules=self._rules.name, detail=refusal)

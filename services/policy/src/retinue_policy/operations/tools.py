@@ -1,4 +1,5 @@
-"""Saying what may become of tool calls: layers, then Cedar's rules, then the manner in which a tool may be called."""
+"""Saying what may become of tool calls: layers, then Cedar's rules, then the manner in which a tool may be called, then
+the operator's own check."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,7 +7,8 @@ from typing import Any, Protocol
 
 from retinue_kit.metrics import counter
 
-from retinue_policy.domain.rules import Decision, Tenant
+from retinue_policy.domain.rules import Decision
+from retinue_policy.domain.snapshot import Tenant
 from retinue_policy.domain.tools import layers, manners
 from retinue_policy.domain.tools.arguments import host_of, named_path
 from retinue_policy.domain.tools.catalogue import BUILT_IN, is_known, is_mcp
@@ -23,6 +25,10 @@ CEDAR = "cedar"
 SECURITY = "security"
 ALLOWLIST = "allowlist"
 APPROVAL = "approval"
+HOOK = "hook"
+
+BEFORE_TOOL_CALL = "before_tool_call"
+"""The rule by which the operator's own check denies."""
 
 _decided = counter("tool_decisions", "Tool calls that were decided about.", ["effect"])
 
@@ -41,6 +47,14 @@ class Permitting(Protocol):
 
     def permit(self, who: Who, tool: str, facts: Mapping[str, str], *, own_agent: bool) -> Permission:
         """Ask whether somebody may call a tool, where `facts` are known of the arguments. Never raises."""
+        ...
+
+
+class Vetoing(Protocol):
+    """Looks at each call that the rules let through or ask about."""
+
+    async def veto(self, who: Who, call: "Call", effect: Effect) -> str:
+        """Say why a call may not be made; empty if nothing speaks against it. No answer is a veto."""
         ...
 
 
@@ -124,14 +138,20 @@ class Explanation:
 class Tools:
     """Decides about tools, by the rules in force."""
 
-    def __init__(self, tenants: Tenants, ruling: Ruling) -> None:
+    def __init__(self, tenants: Tenants, ruling: Ruling, vetoing: Vetoing | None = None) -> None:
+        """`vetoing` may make what the rules say stricter, and never looser."""
         self._tenants = tenants
         self._ruling = ruling
+        self._vetoing = vetoing
 
     async def authorize(self, tenant_id: str, scope: Scope, call: Call) -> Decided:
         """Decide about a call. Raises what the tenants raise; a refusal is an answer."""
         tenant = await self._tenants.tenant(tenant_id)
-        decided = _decide(self._ruling.rules, tenant, who_of(tenant_id, tenant, scope), call)
+        who = who_of(tenant_id, tenant, scope)
+        decided = _decide(self._ruling.rules, tenant, who, call)
+        if self._vetoing is not None and decided.effect is not Effect.DENY:
+            reason = await self._vetoing.veto(who, call, decided.effect)
+            decided = Decided(Effect.DENY, HOOK, BEFORE_TOOL_CALL, reason) if reason else decided
         _decided.labels(decided.effect).inc()
         return replace(decided, summary=summary_of(call.tool, call.arguments))
 
@@ -150,7 +170,7 @@ class Tools:
 
     def offer(self, tenant_id: str, tenant: Tenant, run: Run, decision: Decision) -> Offer:
         """Say what a run may be offered; implements operations.decisions.Offering."""
-        scope = Scope(agent_id=run.agent_id, kind=run.kind, runtime=decision.runtime, model=decision.model)
+        scope = Scope(run.agent_id, run.principal, run.kind, decision.runtime, decision.model)
         return self._ruling.rules.ruleset.offer(who_of(tenant_id, tenant, scope))
 
 

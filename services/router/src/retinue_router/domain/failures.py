@@ -19,7 +19,8 @@ SET_ASIDE: dict[Reason, str] = {
 
 KEPT: dict[Reason, str] = {
     **dict.fromkeys(
-        (Reason.FIELD_INVALID, Reason.CURSOR_INVALID, Reason.BODY_TOO_LARGE), "The request itself is not well made."
+        (Reason.FIELD_INVALID, Reason.CURSOR_INVALID, Reason.BODY_TOO_LARGE, Reason.BUNDLE_INVALID),
+        "The request itself is not well made.",
     ),
     **dict.fromkeys(
         (Reason.MODEL_CONTEXT_OVERFLOW, Reason.MODEL_ROLE_ORDER, Reason.MODEL_REQUEST_REFUSED),
@@ -53,6 +54,8 @@ KEPT: dict[Reason, str] = {
             Reason.INSTANCE_NOT_FOUND,
             Reason.FILE_NOT_FOUND,
             Reason.ALLOWANCE_NOT_FOUND,
+            Reason.FACT_NOT_FOUND,
+            Reason.DECISION_NOT_FOUND,
         ),
         "What it is about is not there.",
     ),

@@ -1,6 +1,7 @@
 """Webhooks: which events may be asked for, and what becomes of a delivery after each attempt."""
 
 import email.utils
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from retinue_kit.errors import RetinueError
+
+from retinue_router.domain.submission import check_key
 
 STANDARD, FEISHU = "standard", "feishu"
 
@@ -39,6 +42,32 @@ FEISHU_CODE_MAX = 999_999_999
 
 FEISHU_REST_S = 10.0
 """After a bot was told to slow down: it takes 5 messages a second and 100 a minute."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A webhook that is to be made, as asked for."""
+
+    tenant_id: str
+    url: str
+    kind: str = STANDARD
+    event_types: Sequence[str] = ()
+    """All that a tenant is told by default if empty."""
+    secret: str = ""
+    idempotency_key: str = ""
+
+    def check(self) -> list[str]:
+        """Answer the types to send, each once; the address is not looked at. Raises RetinueError(FIELD_INVALID)."""
+        check_key(self.idempotency_key)
+        return check_event_types(self.event_types)
+
+    def digest(self) -> bytes:
+        """SHA-256 of what is asked, equal for equal intents but for the secret: of that, only whether there is one.
+
+        A digest would let whoever reads the database guess a weak secret.
+        """
+        asked = [self.url, self.kind, sorted(set(self.event_types)), bool(self.secret)]
+        return hashlib.sha256(json.dumps(asked, separators=(",", ":")).encode()).digest()
 
 
 class Verdict(StrEnum):

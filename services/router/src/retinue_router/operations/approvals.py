@@ -21,10 +21,9 @@ class Approvals:
 
     async def page(self, tenant_id: str, state: str, page_size: int, page_token: str) -> tuple[list[Row], str]:
         """List approvals, newest first; answers the page and the token of the next one."""
-        size = pages.size_of(page_size)
-        rows = await self._store.page(tenant_id, state, pages.read_id(PAGE, page_token), size + 1)
-        more = pages.write(PAGE, rows[size - 1]["approval_id"]) if len(rows) > size else ""
-        return rows[:size], more
+        before = pages.read_id(PAGE, page_token)
+        rows, more = await self._store.page(tenant_id, state, before, pages.size_of(page_size))
+        return rows, pages.write(PAGE, rows[-1]["approval_id"]) if more else ""
 
     async def decide(self, tenant_id: str, approval_id: str, decision: str, by: str) -> Row:
         """Answer an approval once; answers it as it is then.

@@ -84,8 +84,8 @@ class Contacts:
         reach(Point.DELETE_COMMITTING)
         logs = await self._store.delete(tenant_id, contact, log_id)
         reach(Point.DELETE_COMMITTED)
-        # Also where no row was found: a call before this one may have died halfway.
-        for doomed, token in (logs or {log_id: 0}).items():
+        # Also where no row was found: a call before this one may have died halfway. Who began anew since is spared.
+        for doomed, token in (logs or await self._store.deleted(tenant_id, log_id)).items():
             await self._bus.delete(streams.log_key(tenant_id, doomed), through=token)
         reach(Point.DELETE_SWEPT)
         try:

@@ -88,7 +88,7 @@ class DeadLetters:
         return await self.get(tenant_id, run_id)
 
     async def count(self, tenant_count: int) -> list[Row]:
-        """Count open dead letters by tenant, those with most first."""
+        """Count open dead letters by tenant, up to `COUNTED_MAX` of each, those with most first."""
         return await self._store.count(tenant_count or TENANTS_MAX)
 
 

@@ -1,15 +1,16 @@
 """Webhooks: made, switched, removed; what was sent to them, and sent once more."""
 
 import asyncio
+import hmac
 
 from retinue_kit import ids
 from retinue_kit.crashing import reach
 from retinue_kit.errors import Reason, RetinueError
-from retinue_kit.sealing import Sealer
+from retinue_kit.sealing import Sealer, UnsealError
 
 from retinue_router.crash_points import Point
 from retinue_router.domain import addresses, pages, signing
-from retinue_router.domain.webhooks import STANDARD, TEST_EVENT, WEBHOOKS_MAX, check_event_types, purpose
+from retinue_router.domain.webhooks import STANDARD, TEST_EVENT, WEBHOOKS_MAX, Asked, purpose
 from retinue_router.names import Names
 from retinue_router.store.guard import Row
 from retinue_router.store.webhooks import WebhookStore
@@ -25,6 +26,17 @@ def _no_webhook() -> RetinueError:
     return RetinueError(Reason.WEBHOOK_NOT_FOUND, "There is no such webhook.")
 
 
+def _secret_of(asked: Asked) -> str:
+    """Answer the secret to sign with: what is given, or a new one where the kind needs one; "" for none."""
+    if asked.kind == STANDARD:
+        secret = asked.secret or signing.new_secret()
+        signing.check_secret(secret)
+        return secret
+    if not all("!" <= sign <= "~" for sign in asked.secret):
+        raise RetinueError.field("secret", "must hold visible ASCII characters only.")
+    return asked.secret
+
+
 class Webhooks:
     """Webhooks of tenants."""
 
@@ -34,26 +46,59 @@ class Webhooks:
         self._names = names
         self._private = private
 
-    async def create(self, tenant_id: str, url: str, kind: str, event_types: list[str], secret: str) -> tuple[Row, str]:
-        """Make a webhook; answers it and its secret. Raises FIELD_INVALID, QUOTA_EXCEEDED, CAPABILITY_MISSING."""
-        kind = kind or STANDARD
-        types = check_event_types(event_types)
-        target = addresses.read_url(url, private=self._private)
-        if kind == STANDARD:
-            secret = secret or signing.new_secret()
-            signing.check_secret(secret)
-        elif not all("!" <= sign <= "~" for sign in secret):
-            raise RetinueError.field("secret", "must hold visible ASCII characters only.")
+    async def create(self, asked: Asked) -> tuple[Row, str]:
+        """Make a webhook, or find the one that its key has made; answers it and its secret.
+
+        Raises FIELD_INVALID, IDEMPOTENCY_KEY_REUSED, QUOTA_EXCEEDED, CAPABILITY_MISSING, and WEBHOOK_NOT_FOUND if what
+        the key made was removed.
+        """
+        types = asked.check()
+        if asked.idempotency_key:
+            # First of all: what was made stays made, whatever has become of its host's name since.
+            made = await self._store.made(asked)
+            if made is not None:
+                return await self._again(asked, made)
+        target = addresses.read_url(asked.url, private=self._private)
+        secret = _secret_of(asked)
         if not self._private and not addresses.is_address(target.host):
             await self._check_name(target)
         webhook_id = ids.new_id("whk")
-        sealed = self._seal(secret, purpose(tenant_id, webhook_id)) if secret else None
+        sealed = self._seal(secret, purpose(asked.tenant_id, webhook_id)) if secret else None
         reach(Point.WEBHOOK_COMMITTING)
-        made = await self._store.create(tenant_id, webhook_id, kind, url, target.host, types, sealed, WEBHOOKS_MAX)
+        answer = await self._store.create(asked, webhook_id, target.host, types, sealed, WEBHOOKS_MAX)
         reach(Point.WEBHOOK_COMMITTED)
-        if not made:
+        if answer["outcome"] == "full":
             raise RetinueError(Reason.QUOTA_EXCEEDED, f"A tenant has {WEBHOOKS_MAX} webhooks at most; remove one.")
-        return await self.get(tenant_id, webhook_id), secret
+        if answer["outcome"] != "created":  # by another who asked the same meanwhile
+            return await self._again(asked, answer)
+        return await self.get(asked.tenant_id, webhook_id), secret
+
+    async def _again(self, asked: Asked, made: Row) -> tuple[Row, str]:
+        """Answer what a key has made before, if it was asked the same."""
+        if made["outcome"] == "deleted":
+            raise RetinueError(Reason.WEBHOOK_NOT_FOUND, "The webhook of this idempotency key was removed.")
+        secret = self._open(made["secret"], purpose(asked.tenant_id, made["webhook_id"])) if made["secret"] else ""
+        other = bool(asked.secret) and not hmac.compare_digest(asked.secret.encode(), secret.encode())
+        if made["outcome"] != "replay" or other:
+            raise RetinueError(
+                Reason.IDEMPOTENCY_KEY_REUSED,
+                "The idempotency key was used with another request.",
+                webhook_id=made["webhook_id"],
+            )
+        return await self.get(asked.tenant_id, made["webhook_id"]), secret
+
+    def _open(self, sealed: bytes, sealed_for: str) -> str:
+        try:
+            if self._sealer is None:
+                raise UnsealError("there is no sealing key")
+            return self._sealer.open(sealed, sealed_for).decode()
+        except UnsealError as error:
+            raise RetinueError(
+                Reason.CAPABILITY_MISSING,
+                "The webhook was made, but its secret cannot be read any more; remove it and make another.",
+                private=str(error),
+                capability="sealing",
+            ) from None
 
     def _seal(self, secret: str, sealed_for: str) -> bytes:
         if self._sealer is None:

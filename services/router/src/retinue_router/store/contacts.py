@@ -17,9 +17,9 @@ LIST = (
 )
 MESSAGES = (
     "select e.token, e.n, e.session_id, e.run_id, e.type, e.data, e.time from events e"
-    " join runs r on r.tenant_id = e.tenant_id and r.run_id = e.run_id"
+    " left join runs r on r.tenant_id = e.tenant_id and r.run_id = e.run_id"
     " where e.tenant_id = $1 and e.log_id = $2 and e.type in ('user.message', 'assistant.message')"
-    " and not (r.dropped and (e.type = 'assistant.message' or r.retried_as is not null))"
+    " and not coalesce(r.dropped and (e.type = 'assistant.message' or r.retried_as is not null), false)"
     " and (e.token, e.n) > ($3, $4)"
     " order by e.token, e.n limit $5"
 )
@@ -31,6 +31,7 @@ _PUT = (
 )
 _RESET = "select * from reset_contact_1($1, $2, $3, $4)"
 _DELETE = "select * from delete_contact_1($1, $2, $3)"
+_DELETED = "select log_id, token from deleted_logs where tenant_id = $1 and log_id = $2"
 
 
 class ContactStore:
@@ -72,6 +73,13 @@ class ContactStore:
         """Remove a contact; answers the logs that went with it, each with its last token; none if it is not there."""
         with guarding():
             rows = await self._pool.fetch(_DELETE, tenant_id, contact, log_id)
+        return {row["log_id"]: row["token"] for row in rows}
+
+    async def deleted(self, tenant_id: str, log_id: str) -> dict[str, int]:
+        """The last token that a log had when it was removed, by its id; empty if it never was."""
+        with guarding():
+            async with postgres.as_tenant(self._pool, tenant_id) as connection:
+                rows = await connection.fetch(_DELETED, tenant_id, log_id)
         return {row["log_id"]: row["token"] for row in rows}
 
     async def messages(self, tenant_id: str, log_id: str, after: Cursor, limit: int) -> tuple[list[Row], bool]:

@@ -37,7 +37,8 @@ def _bounded(query: str) -> str:
     return bounded(query, "octet_length(p.data::text)", "token, n", PAGE_SIZE_MAX_BYTES)
 
 
-def _entry(row: Row) -> Entry:
+def entry_of(row: Row) -> Entry:
+    """Make the bus entry of an event's row."""
     cursor = Cursor(row["token"], row["n"])
     data = msgspec.json.decode(row["data"])
     json = render(cursor, row["type"], row["session_id"], row["run_id"], instant(row["time"]), data)
@@ -66,7 +67,7 @@ class EventStore:
                 else:
                     rows = await connection.fetch(_bounded(LIST), *arguments)
         shown, more = page_of(rows, limit)
-        return [_entry(row) for row in shown], more
+        return [entry_of(row) for row in shown], more
 
     async def last(self, tenant_id: str, log_id: str) -> Cursor:
         """Read a log's last durable cursor; START if there is none."""

@@ -3,6 +3,7 @@
 import asyncpg
 from retinue_kit import postgres
 
+from retinue_router.domain.webhooks import Asked
 from retinue_router.store.guard import Row, guarding
 
 GET = (
@@ -22,7 +23,8 @@ DELIVERIES = (
     " where d.tenant_id = $1 and d.webhook_id = $2 and ($3 = '' or d.state = $3) and ($4 = '' or d.delivery_id < $4)"
     " order by d.delivery_id desc limit $5"
 )
-_CREATE = "select create_webhook_1($1, $2, $3, $4, $5, $6, $7, $8)"
+_CREATE = "select * from create_webhook_2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+_OF_KEY = "select * from webhook_of_key_1($1, $2, $3)"
 _SET_STATE = (
     "update webhooks w set state = $3, rest_time = null where w.tenant_id = $1 and w.webhook_id = $2"
     " returning w.webhook_id, w.url, w.kind, w.event_types, w.state, w.create_time"
@@ -48,22 +50,22 @@ class WebhookStore:
         self._pool = pool
 
     async def create(
-        self,
-        tenant_id: str,
-        webhook_id: str,
-        kind: str,
-        url: str,
-        host: str,
-        event_types: list[str],
-        secret: bytes | None,
-        most: int,
-    ) -> bool:
-        """Make a webhook; False where the tenant has the most it may have."""
+        self, asked: Asked, webhook_id: str, host: str, event_types: list[str], secret: bytes | None, most: int
+    ) -> Row:
+        """Make a webhook with a sealed secret; a row of create_webhook_2."""
+        key = asked.idempotency_key or None
         with guarding():
-            made: bool = await self._pool.fetchval(
-                _CREATE, tenant_id, webhook_id, kind, url, host, event_types, secret, most
-            )
-        return made
+            row: Row = await self._pool.fetchrow(
+                _CREATE, asked.tenant_id, webhook_id, asked.kind, asked.url, host, event_types, secret, most,
+                key, asked.digest() if key else None,
+            )  # fmt: skip
+        return row
+
+    async def made(self, asked: Asked) -> Row | None:
+        """Find what was made under the same key; a row of webhook_of_key_1, None if nothing was."""
+        with guarding():
+            row: Row | None = await self._pool.fetchrow(_OF_KEY, asked.tenant_id, asked.idempotency_key, asked.digest())
+        return row
 
     async def get(self, tenant_id: str, webhook_id: str) -> Row | None:
         """Read a webhook."""

@@ -17,8 +17,9 @@ from retinue_router.ring import Rings
 from retinue_router.store.load import LoadStore
 from retinue_router.store.runs import Room
 from retinue_router.store.schedules import ScheduleStore
-from retinue_router.worker.clients import Directory, Policy, Runtimes
+from retinue_router.worker.clients import Directory, Policy, Portability, Runtimes
 from retinue_router.worker.config import Settings
+from retinue_router.worker.extraction import Extractor
 from retinue_router.worker.keeper import Keeper
 from retinue_router.worker.leases import LeaseStore
 from retinue_router.worker.projection import Projector
@@ -49,7 +50,9 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
             ("policy", settings.policy_address),
             ("directory", settings.directory_address),
             ("runtime-adapter", settings.runtime_adapter_address),
+            ("portability", settings.portability_address),
         )
+        if address
     }
     for peer in peers.values():
         stack.push_async_callback(peer.close)
@@ -61,17 +64,20 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
     policy = Policy(peers["policy"])
     reporter = Reporter(policy, clock)
     projector = Projector(pool, settings.workspaces_dir)
+    room = Room(settings.tenant_waiting_count, settings.tenant_later_count)
+    whole = WholeRoom(LoadStore(sweep_pool), settings.waiting_count)
+    doorbell = Doorbell(rings, client)
+    extractor = Extractor(pool, doorbell, room, whole, settings.memory_extract_every)
     runner = Runner(
         Parts(
             store, rings, bus, remains, keeper, policy, Directory(peers["directory"], clock),
-            Runtimes(peers["runtime-adapter"]), reporter, projector, clock, settings.put_back_s,
+            Runtimes(peers["runtime-adapter"]), Portability(peers.get("portability")), reporter, projector,
+            extractor, clock, settings.put_back_s,
         ),
         boot,
     )  # fmt: skip
     sweeper = Sweeper(sweep_pool, rings)
-    room = Room(settings.tenant_waiting_count, settings.tenant_later_count)
-    whole = WholeRoom(LoadStore(sweep_pool), settings.waiting_count)
-    scheduler = Scheduler(sweep_pool, ScheduleStore(pool), Doorbell(rings, client), room, whole)
+    scheduler = Scheduler(sweep_pool, ScheduleStore(pool), doorbell, room, whole)
     pullers = [
         Puller(queue, runner, rings, sweeper, blocking, clock, slots)
         for queue, slots in ((QueueClass.CHAT, settings.slots), (QueueClass.TASK, settings.task_slots))
@@ -83,6 +89,7 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
         keep("keep-slots", keeper.keep_slots_for_ever, settings.renew_s),
         keep("hear-pokes", keeper.hear_pokes_for_ever, blocking, boot),
         keep("project", projector.project_for_ever),
+        keep("extract", extractor.look_for_ever),
         keep("tell-remains", remains.tell_for_ever),
         keep("report", reporter.report_for_ever),
         keep("sweep", _behind, schema, sweeper.sweep_for_ever),
@@ -103,6 +110,7 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
         keeper.release_all()
         await asyncio.gather(*(puller.leave() for puller in pullers))
         await projector.flush()
+        await extractor.flush()
         for loop in loops:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)

@@ -6,6 +6,7 @@ from contextlib import aclosing
 import msgspec
 import structlog
 from retinue.policy.v1 import policy_service_pb2 as policy_pb
+from retinue.portability.v1 import portability_service_pb2 as portability_pb
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as adapter_pb
 from retinue.runtime_adapter.v1.runtime_event_pb2 import Failed, Paused
 from retinue_kit import telemetry, wire
@@ -14,18 +15,29 @@ from retinue_kit.crashing import reach
 from retinue_kit.errors import Reason, RetinueError
 
 from retinue_router.crash_points import Point
+from retinue_router.encoding import plain
 from retinue_router.ring import Rings, Ticket
-from retinue_router.worker.clients import RUNTIME_ADAPTER, Agent, Directory, Policy, Runtimes, duration, patiently
+from retinue_router.worker.clients import (
+    RUNTIME_ADAPTER,
+    Agent,
+    Directory,
+    Policy,
+    Portability,
+    Runtimes,
+    duration,
+    patiently,
+)
 from retinue_router.worker.course import Course
+from retinue_router.worker.given import Given, as_carried, as_claimed, invocation, room_in, target_of
 from retinue_router.worker.keeper import Keeper, Lease
-from retinue_router.worker.leases import ATTEMPTS_MAX, Allowed, ContextLine, Held, LeaseStore
+from retinue_router.worker.leases import ATTEMPTS_MAX, Allowed, Held, LeaseStore
 from retinue_router.worker.measure import Measure
 from retinue_router.worker.outcome import Outcome, not_yet_s, storable, usage_of
 from retinue_router.worker.reporter import Reporter
 from retinue_router.worker.teller import Teller, lost
 
-HISTORY_SIZE_MAX_CHARS = 200_000
-"""Text of earlier messages that a runtime is given, so that the call stays below a message's size."""
+CHAT = "chat"
+"""The kind of a run that belongs to a conversation."""
 
 PAUSES_MAX = 200
 """Pauses of one attempt: several for each of the twenty steps that a runtime makes in a run. More is one that goes on
@@ -52,6 +64,7 @@ class Attempt:
         policy: Policy,
         directory: Directory,
         runtimes: Runtimes,
+        portability: Portability,
         reporter: Reporter,
         clock: Clock,
     ) -> None:
@@ -65,6 +78,7 @@ class Attempt:
         self._policy = policy
         self._directory = directory
         self._runtimes = runtimes
+        self._portability = portability
         self._reporter = reporter
         self._clock = clock
         self._course = Course(ticket, held, teller, store, clock)
@@ -124,8 +138,8 @@ class Attempt:
                 raise
             out.fail(error, decided=self._decided is not None, begun=self._begun, said=self._said)
             log.info("attempt failed", run_id=self._held.run_id, reason=str(error.reason), detail=error.private)
-            # Trouble of our own stores says nothing of the runtime.
-            if error.metadata.get("dependency", RUNTIME_ADAPTER) == RUNTIME_ADAPTER:
+            # Trouble of our own stores, or with a bundle, says nothing of the runtime.
+            if error.metadata.get("dependency", RUNTIME_ADAPTER if self._asked else "") == RUNTIME_ADAPTER:
                 self._report_failure(error.reason)
         except Exception:
             # A bug of ours: the run ends with it now, instead of once its leases have run out three times.
@@ -173,7 +187,11 @@ class Attempt:
     async def _execute(self) -> None:
         held = self._held
         with telemetry.span("route_decision") as span:
-            decision = await self._decide()
+            # Side by side: asked behind the decision, the query was time until the first token of each run with tools.
+            decided, allowed = await asyncio.gather(self._decide(), self._allowed(), return_exceptions=True)
+            if isinstance(decided, BaseException):
+                raise decided
+            decision = decided
             span.set_attribute("selected_agent", decision.runtime)
             span.set_attribute("decision.rule", decision.rules[-1].rule if decision.rules else "")
         reach(Point.DECIDED)
@@ -182,23 +200,29 @@ class Attempt:
             reason = decision.rules[-1].reason if decision.rules else ""
             data = {"attempt": held.attempt, "runtime": decision.runtime, "reason": reason}
             self._teller.tell("run.started", data, recorded=True)
+        given = await self._given(decision)
         await self._rings.tell_limits(self._ticket, decision.limits.concurrent_run_count, decision.limits.weight)
-        allowed = await self._allowed() if decision.tools else []
+        if not decision.tools:
+            allowed = []  # and what became of the query does not matter
+        elif isinstance(allowed, BaseException):
+            raise allowed
         if not self._keeper.is_valid(self._lease) and not await self._keeper.confirm(self._lease):
             raise lost()
-        request = self._request(decision, self._context(), allowed)
+        request = invocation(self._ticket, held, self.agent, decision, given, allowed)
+        request.checkpoint = self._course.state
         await self._runtimes.ready()
         self._asked = True
         reach(Point.INVOKING)
         with telemetry.span("agent_processing", runtime=decision.runtime) as span:
             await self._drive(request)
             span.set_attribute("response.length", len(self.outcome.output))
+        await self._compact()
 
     async def _allowed(self) -> list[Allowed]:
         return await patiently(lambda: self._store.allowed(self._ticket.tenant_id), self._clock)
 
     async def _tool_runtime(self) -> str:
-        """The runtime that the run was left under in the middle of a tool call. None begins without a checkpoint."""
+        """The runtime under which the run has called tools, which goes on with it. None begins without a checkpoint."""
         held, tenant_id = self._held, self._ticket.tenant_id
         if not held.checkpoint:
             return ""
@@ -224,61 +248,79 @@ class Attempt:
         elif held.runtime_age_s is not None:
             request.session_runtime_age.CopyFrom(duration(max(0.0, held.runtime_age_s)))
         decision = await patiently(lambda: self._policy.decide(request), self._clock)
-        rules = [{"rule": r.rule, "effect": r.effect, "reason": r.reason} for r in decision.rules]
-        self._course.decision = msgspec.json.encode(
-            {
-                "runtime": decision.runtime,
-                "model": decision.model,
-                "switches_runtime": decision.switches_runtime,
-                "rules": rules,
-            }
-        )
+        self._decide_on(decision)
         return decision
 
-    def _context(self) -> list[ContextLine]:
-        """What was said before, oldest first, as much of its end as a runtime is given."""
-        size, kept = 0, []
-        for line in [*self._held.history, *reversed(self._held.input.context)]:
-            size += len(line.text)
-            if size > HISTORY_SIZE_MAX_CHARS:
-                break
-            kept.append(line)
-        return kept[::-1]
+    def _decide_on(self, decision: policy_pb.Decision, given: Given | None = None) -> None:
+        """Keep the decision, to be stored with the run: what it was made on, and how the context came over."""
+        kept: dict[str, object] = {
+            "runtime": decision.runtime,
+            "model": decision.model,
+            "isolation": decision.isolation,
+            "switches_runtime": decision.switches_runtime,
+            "rules": [{"rule": r.rule, "effect": r.effect, "reason": r.reason} for r in decision.rules],
+        }
+        if decision.HasField("snapshot"):
+            kept["snapshot"] = plain(decision.snapshot, "snapshot")
+        if given is not None:
+            kept |= {"bundle": given.bundle, "losses": given.losses}
+        self._course.decision = msgspec.json.encode(kept)
 
-    def _request(
-        self, decision: policy_pb.Decision, context: list[ContextLine], allowed: list[Allowed]
-    ) -> adapter_pb.InvokeRequest:
-        held = self._held
-        request = adapter_pb.InvokeRequest(
+    async def _given(self, decision: policy_pb.Decision) -> Given:
+        """What the runtime is told of what was said before. Another one than the session's is told it by a bundle, or
+        does not begin.
+        """
+        held, bundle = self._held, Given("", [])
+        if not decision.switches_runtime:
+            return as_claimed(held)
+        if held.kind == CHAT:
+            request = portability_pb.CarryContextRequest(
+                tenant_id=self._ticket.tenant_id,
+                session_id=held.session_id,
+                contact=held.contact,
+                run_id=held.run_id,
+                target=target_of(decision),
+            )
+            with telemetry.span("carry_context", runtime=decision.runtime):
+                bundle = as_carried(held, await patiently(lambda: self._portability.carry(request), self._clock))
+        switched = {"from": held.runtime, "to": decision.runtime, "bundle": bundle.bundle, "losses": bundle.losses}
+        self._decide_on(decision, bundle)
+        self._course.begin_anew()
+        self._teller.tell("runtime.switched", switched, recorded=True)
+        return bundle if held.kind == CHAT else as_claimed(held)
+
+    async def _compact(self) -> None:
+        """Sum up the older part of a session whose conversation does not fit the model, and have the run go on with it.
+
+        Nothing was said yet, so that nothing is said twice. Where there is nothing to sum up the run fails as it is.
+        """
+        held, out, decision = self._held, self.outcome, self._decided
+        overflowed = out.state == "failed" and out.reason is Reason.MODEL_CONTEXT_OVERFLOW
+        if not overflowed or self._said or held.kind != CHAT or held.attempt >= self.attempts_max or decision is None:
+            return
+        request = portability_pb.SummarizeSessionRequest(
             tenant_id=self._ticket.tenant_id,
-            run_id=held.run_id,
             session_id=held.session_id,
-            attempt=held.attempt,
-            fencing_token=held.token,
-            runtime=decision.runtime,
-            model=decision.model,
-            persona=self.agent.persona,
-            context=[adapter_pb.ContextMessage(role=line.role, text=line.text) for line in context],
-            text=held.input.text,
-            reasoning=held.input.reasoning,
-            checkpoint=self._course.state,
-            approvals=[
-                adapter_pb.ApprovalDecision(approval_id=a.approval_id, call_id=a.call_id, decision=a.decision)
-                for a in held.approvals
-            ],
-            run_time=decision.limits.run_time,
-            output_size_bytes=decision.limits.output_size_bytes,
             contact=held.contact,
-            isolation=decision.isolation,
-            agent_id=self.agent.agent_id,
-            kind=held.kind,
-            tools=decision.tools,
-            allowances=[adapter_pb.Allowance(tool=one.tool, pattern=one.pattern) for one in allowed],
-            box=adapter_pb.ToolBox(min_isolation=decision.sandbox_profile, egress=decision.egress),
+            run_id=held.run_id,
+            token_budget=room_in(target_of(decision).window_tokens),
+            model=decision.model,
         )
-        if held.input.parameters:
-            request.parameters.update(held.input.parameters)
-        return request
+        try:
+            with telemetry.span("compact"):
+                summary = await patiently(lambda: self._portability.summarize(request), self._clock)
+        except RetinueError as error:
+            log.info("not compacted", run_id=held.run_id, reason=str(error.reason), detail=error.private)
+            return
+        await self._course.compact(
+            {
+                "summary": summary.text,
+                "through": summary.through_cursor,
+                "method": summary.method,
+                "message_count": summary.message_count,
+            }
+        )
+        out.again = True
 
     async def _drive(self, request: adapter_pb.InvokeRequest) -> None:
         """Invoke the runtime until it has said its end. What it plans at a pause is recorded before it goes on.

@@ -4,9 +4,8 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import grpc
 import structlog
 from google.protobuf import duration_pb2
 from retinue.directory.v1 import directory_service_pb2 as directory_pb
@@ -14,6 +13,9 @@ from retinue.directory.v1 import directory_service_pb2_grpc as directory_grpc
 from retinue.policy.v1 import breaker_pb2 as breaker_pb
 from retinue.policy.v1 import policy_service_pb2 as policy_pb
 from retinue.policy.v1 import policy_service_pb2_grpc as policy_grpc
+from retinue.portability.v1 import bundle_pb2 as bundle_pb
+from retinue.portability.v1 import portability_service_pb2 as portability_pb
+from retinue.portability.v1 import portability_service_pb2_grpc as portability_grpc
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2 as adapter_pb
 from retinue.runtime_adapter.v1 import runtime_adapter_service_pb2_grpc as adapter_grpc
 from retinue.runtime_adapter.v1.runtime_event_pb2 import RuntimeEvent
@@ -41,6 +43,12 @@ INVOKE_MARGIN_S = 5.0
 
 ABORT_TIMEOUT_S = 1.0
 """Whoever cancelled a run waits for this call; a runtime that did not hear of it lets go of the run some time later."""
+
+CARRY_TIMEOUT_S = 8.0
+"""For a bundle of a long session to be read, built and rendered: a hundred times what one of 500 turns takes."""
+
+SUMMARIZE_TIMEOUT_S = 45.0
+"""For a model to sum up a long session, or for us to, once it has not."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 R = TypeVar("R")
@@ -113,6 +121,35 @@ class Directory:
         return agent
 
 
+class Portability:
+    """Carries contexts over, and sums them up. Without an address there is nobody who could."""
+
+    def __init__(self, peer: Peer | None) -> None:
+        self._peer = peer
+        self._stub = portability_grpc.PortabilityServiceStub(peer.channel) if peer is not None else None
+
+    async def carry(self, request: portability_pb.CarryContextRequest) -> portability_pb.CarryContextResponse:
+        """Take a session's context into another runtime. Raises RetinueError."""
+        peer, stub = self._there()
+        response: portability_pb.CarryContextResponse = await peer.call(
+            stub.CarryContext, request, timeout_s=CARRY_TIMEOUT_S
+        )
+        return response
+
+    async def summarize(self, request: portability_pb.SummarizeSessionRequest) -> bundle_pb.SummaryPart:
+        """Sum up the older part of a session. Raises MODEL_CONTEXT_OVERFLOW if there is none."""
+        peer, stub = self._there()
+        response: portability_pb.SummarizeSessionResponse = await peer.call(
+            stub.SummarizeSession, request, timeout_s=SUMMARIZE_TIMEOUT_S
+        )
+        return response.summary
+
+    def _there(self) -> tuple[Peer, Any]:
+        if self._peer is None:
+            raise RetinueError.unavailable("portability", private="no address is set")
+        return self._peer, self._stub
+
+
 class Runtimes:
     """Drives runtimes through the adapter."""
 
@@ -124,14 +161,7 @@ class Runtimes:
         """Wait until there is a connection, which costs nothing where there is one: an adapter that restarts is waited
         for, so that what it never heard of costs no attempt. Raises DEPENDENCY_UNAVAILABLE after PATIENCE_S.
         """
-        channel = self._peer.channel
-        if channel.get_state() is grpc.ChannelConnectivity.READY:
-            return
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                await channel.channel_ready()
-        except TimeoutError:
-            raise RetinueError.unavailable(RUNTIME_ADAPTER, private="no connection") from None
+        await self._peer.ready(PATIENCE_S)
 
     async def invoke(
         self, request: adapter_pb.InvokeRequest, accepted: Callable[[], None]

@@ -5,6 +5,8 @@ from pathlib import Path
 import msgspec
 from retinue_kit.config import SettingError
 
+from retinue_router.domain.extraction import EVERY_MAX
+
 BOUNDS = {
     "lease_s": (0.1, 600.0),
     "renew_s": (0.01, 300.0),
@@ -12,6 +14,7 @@ BOUNDS = {
     "task_slots": (1, 1000),
     "drain_s": (0.0, 3600.0),
     "put_back_s": (0.0, 86400.0),
+    "memory_extract_every": (0, EVERY_MAX),
 }
 """Least and most: below, a busy machine would lose every lease; above, a mistyped number looks like a dead mesh."""
 
@@ -32,6 +35,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     runtime_adapter_address: str
     workspaces_dir: Path
     """Root of the tenants' workspace files."""
+    portability_address: str = ""
+    """Carries a conversation over into another runtime; empty: a run that would change its session's runtime fails."""
     lease_s: float = 3.0
     """How long a lease lasts without renewal; recovery from a dead worker takes this and up to a second more."""
     renew_s: float = 0.8
@@ -45,6 +50,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Time that runs under way get to end when the process is told to stop; what runs then is left to other workers."""
     put_back_s: float = 120.0
     """How long a run waits in all for a runtime that fails, or a part of the mesh that is away, before it fails."""
+    memory_extract_every: int = 12
+    """Messages of a contact after which a task looks for facts in what was said since the last one; 0: never."""
     tenant_waiting_count: int = 5000
     tenant_later_count: int = 10_000
     waiting_count: int = 50_000

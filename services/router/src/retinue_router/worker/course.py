@@ -9,6 +9,7 @@ from retinue_kit.clock import Clock
 from retinue_kit.crashing import reach
 
 from retinue_router.crash_points import EVENT_POINTS, Point
+from retinue_router.domain.context import COMPACTED
 from retinue_router.encoding import plain
 from retinue_router.ring import Ticket
 from retinue_router.worker.clients import patiently
@@ -82,6 +83,16 @@ class Course:
         await self._commit(paused.state)
         reach(Point.PAUSE_COMMITTED)
         self._told_before = 0
+
+    def begin_anew(self) -> None:
+        """Go on under another runtime, to which the former's state says nothing: it tells nothing again either."""
+        self.state, self._told_before = b"", 0
+
+    async def compact(self, data: dict[str, Any]) -> None:
+        """Record that the session was summed up: what comes after begins there."""
+        await self._teller.freeze()
+        self._teller.record(COMPACTED, storable(data), self._teller.next_n())
+        await self._commit(self.state)
 
     def _tell(self, event: RuntimeEvent) -> None:
         """Tell what is tentative."""

@@ -57,11 +57,21 @@ class Keeper:
         self._releasing = False
 
     def add(self, ticket: Ticket, token: int, asked_at: float) -> Lease:
-        """Take charge of a lease whose grant was asked for at this (monotonic) time by the current task."""
+        """Take charge of a lease whose grant was asked for at this (monotonic) time by the current task.
+
+        Of two of one log the higher token counts: the other went to it, also where this process holds both.
+        """
         task = asyncio.current_task()
         assert task is not None
         lease = Lease(ticket, token, asked_at + self._lease_s - MARGIN_S, task, released=self._releasing)
+        other = self._leases.get(ticket)
+        if other is not None and other.token > token:
+            self.lose(lease)
+            return lease
         self._leases[ticket] = lease
+        if other is not None:
+            self.lose(other)
+            other.interrupt()
         return lease
 
     def remove(self, lease: Lease) -> None:
@@ -93,9 +103,9 @@ class Keeper:
         return not lease.lost and self._clock.monotonic() < lease.valid_until
 
     async def confirm(self, lease: Lease) -> bool:
-        """Ask Postgres whether a lease still holds, and prolong it."""
-        await self._renew([lease])
-        return not lease.lost
+        """Ask Postgres whether a lease still holds, and prolong it. One that was given back does not."""
+        holding = await self._renew([lease])
+        return lease in holding and not lease.lost
 
     async def renew_for_ever(self, every_s: float) -> None:
         """Renew all leases again and again; trouble with Postgres is waited out."""
@@ -120,14 +130,17 @@ class Keeper:
             except RetinueError as error:
                 log.info("slots not kept", detail=error.private)
 
-    async def _renew(self, leases: list[Lease]) -> None:
+    async def _renew(self, leases: list[Lease]) -> list[Lease]:
+        """Prolong leases; answers those that hold."""
         asked_at = self._clock.monotonic()
         reach(Point.RENEWING)
         found = {(r.ticket, r.token): r for r in await self._store.renew([(le.ticket, le.token) for le in leases])}
         reach(Point.RENEWED)
+        holding = []
         for lease in leases:
             renewed: Renewed | None = found.get((lease.ticket, lease.token))
             if renewed is not None:
+                holding.append(lease)
                 lease.valid_until = asked_at + self._lease_s - MARGIN_S
                 if renewed.wish and not lease.wish:
                     lease.wish = renewed.wish
@@ -136,6 +149,7 @@ class Keeper:
                 # Given back in the meantime, or taken by another: only the former may happen quietly.
                 self.lose(lease)
                 lease.interrupt()
+        return holding
 
     async def hear_pokes_for_ever(self, blocking: "redis.asyncio.Redis", boot: str) -> None:
         """Look at once at a lease that somebody pokes; without Redis the next renewal finds the wish."""

@@ -34,6 +34,8 @@ class RunInput(msgspec.Struct, frozen=True):
     reasoning: bool = False
     context: list[ContextLine] = []
     parameters: dict[str, Any] = {}
+    principal: str = ""
+    """Who asked: whoever sent the message, or made the schedule that the task came of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +218,8 @@ class LeaseStore:
         return [Allowed(row["tool"], row["pattern"]) for row in rows]
 
     async def tool_runtime(self, tenant_id: str, run_id: str) -> str:
-        """The runtime that is in the middle of a tool call of a run: one has begun, or was allowed by a person, and has
-        no end. Empty if there is none.
+        """The runtime under which a run has begun a tool call, or was allowed one by a person, whether it has ended or
+        not: another would not know of it. Empty if there is none.
         """
         with postgres.translating():
             found: str | None = await self._pool.fetchval("select tool_runtime_1($1, $2)", tenant_id, run_id)

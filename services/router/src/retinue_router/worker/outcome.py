@@ -30,6 +30,8 @@ class Outcome:
     put_back_s: float | None = None
     """The run could not go on through no fault of its own: it may be put back for at least so long (seconds) and keeps
     its attempt."""
+    again: bool = False
+    """It failed, and what it failed of is mended: it goes on at once, in an attempt of its own."""
     refused: bool = False
     """Policy's answer to what was asked is no, whoever asks it again."""
     parked: bool = False
@@ -43,7 +45,7 @@ class Outcome:
     @property
     def is_final(self) -> bool:
         """Whether the run has ended without success, and no attempt follows."""
-        return self.state in ("cancelled", "failed") and not self.retryable and self.put_back_s is None
+        return self.state in ("cancelled", "failed") and not (self.retryable or self.again) and self.put_back_s is None
 
     def fail(self, error: RetinueError, *, decided: bool, begun: bool, said: bool) -> None:
         """End with an error, which came before policy had decided, before the runtime had begun, before it had said

@@ -19,7 +19,8 @@ from retinue_router.domain.failures import is_set_aside
 from retinue_router.domain.queues import QueueClass, class_of
 from retinue_router.ring import Rings, Ticket
 from retinue_router.worker.attempt import Attempt
-from retinue_router.worker.clients import Directory, Policy, Runtimes, patiently
+from retinue_router.worker.clients import Directory, Policy, Portability, Runtimes, patiently
+from retinue_router.worker.extraction import Extractor
 from retinue_router.worker.keeper import Keeper, Lease
 from retinue_router.worker.leases import Ended, Ending, Held, LeaseStore
 from retinue_router.worker.outcome import Outcome, retry_delay_s
@@ -55,8 +56,10 @@ class Parts:
     policy: Policy
     directory: Directory
     runtimes: Runtimes
+    portability: Portability
     reporter: Reporter
     projector: Projector
+    extractor: Extractor
     clock: Clock
     put_back_max_s: float
 
@@ -95,6 +98,8 @@ class Runner:
     async def _run(self, ticket: Ticket, holder: str, held: Held, asked_at: float) -> tuple[Held | None, float]:
         """Execute what a claim gave; answers what the finish gave in turn, and when it was asked for."""
         parts = self._parts
+        # In whose name the run calls others: rules for tools may ask, and what its tools do is written down with it.
+        tenancy.enter(tenancy.Identity(ticket.tenant_id, held.input.principal))
         if not held.run_id:
             teller = Teller(parts.bus, ticket, held, _always, parts.remains)
             await teller.open()
@@ -133,7 +138,7 @@ class Runner:
         teller = Teller(parts.bus, ticket, held, lambda: parts.keeper.confirm(lease), parts.remains)
         attempt = Attempt(
             ticket, held, lease, teller, parts.keeper, parts.store, parts.rings, parts.policy, parts.directory,
-            parts.runtimes, parts.reporter, parts.clock,
+            parts.runtimes, parts.portability, parts.reporter, parts.clock,
         )  # fmt: skip
         outcome = await attempt.run()
         if outcome.state == "failed":
@@ -162,6 +167,7 @@ class Runner:
         reach(Point.FINISH_RUNG)
         if held.kind == "chat":
             parts.projector.project(ticket, held.contact)
+            parts.extractor.look(ticket, held.contact, held.session_id)
         log.debug("run ended", run_id=held.run_id, state=ended.state, attempt=held.attempt)
         return ended.next, asked_at
 
@@ -172,6 +178,8 @@ class Runner:
         put_back_s = await self._put_back(ticket, held, outcome)
         if put_back_s is not None:
             state, delay_s, refund = "queued", put_back_s, True
+        elif state == "failed" and outcome.again and held.attempt < attempt.attempts_max:
+            state = "queued"
         elif state == "failed" and outcome.retryable and held.attempt < attempt.attempts_max:
             state, delay_s = "queued", retry_delay_s(held.attempt)
         elif outcome.text and lease.wish != "rollback" and state in ("cancelled", "failed"):

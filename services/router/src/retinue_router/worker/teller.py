@@ -63,6 +63,8 @@ class Teller:
         self._promised: list[Entry] = []
         """Told, and to be recorded by the next commit: until then only the bus can show them."""
         self._refused = False
+        self._told: Cursor | None = None
+        """The last entry that the bus has taken: a stream that lacks it was lost meanwhile."""
         self._unsent: list[Entry] = []
 
     async def open(self) -> None:
@@ -75,13 +77,13 @@ class Teller:
 
         What is `recorded` will be written by the next commit under the same cursor; all else is tentative.
         """
-        if self._pending and self._joined(type_, data):
-            return
-        self._pending.append((type_, data, recorded))
+        if not self._pending or not self._joined(type_, data):
+            self._pending.append((type_, data, recorded))
         self._start_flush()
 
     def _start_flush(self) -> None:
-        if self._flushing is None:
+        # One that was cancelled before it began is done as well, and has told nothing.
+        if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.create_task(self._flush())
 
     def _joined(self, type_: str, data: dict[str, Any]) -> bool:
@@ -115,7 +117,7 @@ class Teller:
 
     async def settle(self) -> None:
         """Wait until all that was told so far is on the bus."""
-        while self._flushing is not None:
+        while self._flushing is not None and not self._flushing.done():
             self._hurry()
             await self._flushing
 
@@ -126,7 +128,7 @@ class Teller:
         """
         self._paused = True
         try:
-            if self._flushing is not None:
+            if self._flushing is not None and not self._flushing.done():
                 self._hurry()
                 await self._flushing
         finally:
@@ -176,8 +178,6 @@ class Teller:
                 await self._append(entries, Opening.CLAIM if entries[0].kind is Kind.MARK else Opening.NO)
         except RetinueError as error:
             log.info("events not told", detail=error.private)
-        finally:
-            self._flushing = None
 
     def _number(self) -> None:
         """Give cursors to what waits. The mark and the claim's facts come first in an attempt."""
@@ -211,33 +211,52 @@ class Teller:
             if entries[0].kind is Kind.MARK:
                 opening = Opening.CLAIM
         # Until the bus has said that it took them: a call that is cut off by a wish to stop has told nothing for sure.
-        self._unsent = entries if len(entries) <= UNSENT_ENTRIES_MAX else []
+        self._unsent = entries if len(entries) <= UNSENT_ENTRIES_MAX else self._needed(entries)
         try:
             await self._remains.tell(self._key)
             keep = self._held.keep_token if opening is Opening.CLAIM else 0
             reach(Point.APPENDING)
-            answer = await self._bus.append(self._key, entries, opening=opening, keep_token=keep)
+            answer = await self._bus.append(self._key, entries, opening=opening, keep_token=keep, told=self._told)
             reach(Point.APPENDED)
             if answer is Appended.OK:
-                self._unsent = []
+                self._took(entries)
                 return
             stale_writes_refused.labels("stream").inc(answer is Appended.STALE)
-            if opening is Opening.COMMITTED or not await self._confirm():
+            if opening is Opening.COMMITTED:
                 # Another has spoken since: watchers find these facts in the log, by its `prev`.
                 self._refused, self._unsent = True, []
-                return
-            if answer is Appended.STALE:
-                # Postgres says that our token is the highest: the stream outlived the database that it told of.
-                await self._bus.delete(self._key)
-            # A watcher that joined meanwhile has seen what the log holds; what is only promised to it comes again.
-            again = {entry.cursor: entry for entry in [*self._promised, *entries]}
-            first = min(again)
-            mark = Entry(Cursor(first.token, first.n - 1), Kind.MARK, self._prev, "", "", b"")
-            batch = [mark, *(again[cursor] for cursor in sorted(again))]
-            await self._bus.append(self._key, batch, opening=Opening.CLAIM, keep_token=0)
-            self._unsent = []
+            else:
+                await self._open_again(entries, answer)
         except RetinueError as error:
             log.warning("bus does not answer; the log has it", detail=error.private)
+
+    def _needed(self, entries: list[Entry]) -> list[Entry]:
+        """Of more than is kept for later: what watchers are not to miss."""
+        promised = {entry.cursor for entry in self._promised}
+        needed = [entry for entry in entries if entry.kind is not Kind.TENTATIVE or entry.cursor in promised]
+        return needed[:UNSENT_ENTRIES_MAX]
+
+    def _took(self, entries: list[Entry]) -> None:
+        self._unsent, self._told = [], entries[-1].cursor
+
+    async def _open_again(self, entries: list[Entry], answer: Appended) -> None:
+        """Tell what was refused in a stream of its own, if Postgres says that the lease holds."""
+        # Asked before Postgres is: who speaks after that is a successor, whose stream stays.
+        top = await self._bus.top(self._key) if answer is Appended.STALE else None
+        if not await self._confirm():
+            self._refused, self._unsent = True, []
+            return
+        if top is not None:
+            # Postgres says that our token is the highest: the stream outlived the database that it told of.
+            await self._bus.delete(self._key, top=top)
+        # A watcher that joined meanwhile has seen what the log holds; what is only promised to it comes again.
+        again = {entry.cursor: entry for entry in [*self._promised, *entries]}
+        batch = [again[cursor] for cursor in sorted(again)]
+        if batch[0].kind is not Kind.MARK:
+            first = batch[0].cursor
+            batch.insert(0, Entry(Cursor(first.token, first.n - 1), Kind.MARK, self._prev, "", "", b""))
+        if await self._bus.append(self._key, batch, opening=Opening.CLAIM) is Appended.OK:
+            self._took(batch)
 
 
 def _wake(gap: "asyncio.Future[None]") -> None:

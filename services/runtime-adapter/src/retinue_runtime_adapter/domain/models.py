@@ -23,6 +23,9 @@ class Model:
     output_price: float = 0.0
     """Price of a million tokens read and written, in the deployment's currency; 0 if unknown."""
 
+    window_tokens: int = 0
+    """Tokens that it can read; 0 if unknown."""
+
 
 class Catalogue:
     """All models. Raises CatalogueError for a name that is used twice, a missing or circular fallback, no model."""
@@ -65,6 +68,22 @@ class Catalogue:
             models.append(model)
         return models
 
+    def with_provider(self, name: str) -> str:
+        """Write `provider/name` of the model that a name or an alias means, as rules for tools know it.
+
+        Of the model that is asked first: one that stands in for it does not change what a run may do.
+        """
+        model = self.chain(name)[0]
+        return f"{model.provider}/{model.name}"
+
+    def all(self) -> list[Model]:
+        """Every model, the default first."""
+        return [self.default, *(model for model in self._models if model is not self.default)]
+
     def names(self) -> list[str]:
         """Names, the default's first."""
-        return [self.default.name, *(model.name for model in self._models if model is not self.default)]
+        return [model.name for model in self.all()]
+
+    def windows(self) -> list[int]:
+        """Tokens that each can read, in the order of `names`; 0 where that is not known."""
+        return [model.window_tokens for model in self.all()]

@@ -60,16 +60,24 @@ class Trouble(Exception):  # noqa: N818 - it is no error of this program
     """A model call, or a whole attempt, that did not go well."""
 
     def __init__(
-        self, reason: Reason, message: str, *, code: Code | None = None, retry_after_s: float | None = None
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        code: Code | None = None,
+        retry_after_s: float | None = None,
+        final: bool = False,
     ) -> None:
+        """`final` says that no attempt may follow, whatever the reason."""
         super().__init__(message)
         self.reason = reason
+        self.final = final
         self.error = RetinueError(reason, message, code=code, retry_after_s=retry_after_s)
 
     @property
     def retryable(self) -> bool:
         """Whether another attempt of the run could go better."""
-        return self.reason in RETRYABLE
+        return self.reason in RETRYABLE and not self.final
 
     @property
     def again(self) -> bool:
@@ -172,3 +180,9 @@ def invalid(what: str) -> Trouble:
 def aborted() -> Trouble:
     """The attempt was told to stop."""
     return Trouble(Reason.RUN_TERMINAL, "The attempt was aborted.", code=Code.CANCELLED)
+
+
+def after_calls(trouble: Trouble) -> Trouble:
+    """The trouble of an attempt that called tools which its next one would know nothing of: none follows."""
+    said = "Tools were called before: what they did stays done, and the run is not asked anew, which might do it twice."
+    return Trouble(trouble.reason, f"{trouble} {said}", code=trouble.error.code, final=True)

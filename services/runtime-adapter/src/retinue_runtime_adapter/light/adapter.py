@@ -9,6 +9,7 @@ from retinue_kit.clock import Clock
 
 from retinue_runtime_adapter.adapter import Adapter, Batches
 from retinue_runtime_adapter.config import Models, Settings
+from retinue_runtime_adapter.domain import windows
 from retinue_runtime_adapter.domain.troubles import Trouble
 from retinue_runtime_adapter.light import state, wire
 from retinue_runtime_adapter.light.answer import Answer, failed, repeated
@@ -34,6 +35,7 @@ class LightAdapter(Adapter):
         tools: Tools | None = None,
     ) -> None:
         self.name = "light"
+        self._settings = settings
         self._tools = tools or NONE
         self._caller = Caller(settings, models, http, clock)
         self._http = http
@@ -47,8 +49,10 @@ class LightAdapter(Adapter):
         return Runtime(
             name=self.name,
             available=True,
-            detail=f"{default.model} model at {origin}",
+            detail=f"{default.model} model at {origin}" + windows.said_of(catalogue, self._settings.window_min_tokens),
             models=catalogue.names(),
+            window_tokens=catalogue.windows(),
+            busy_count=len(self._running),
             tools=self._tools is not NONE,
             reasoning=True,
         )

@@ -10,12 +10,13 @@ from retinue.runtime_adapter.v1 import runtime_event_pb2 as pb
 from retinue.runtime_adapter.v1.runtime_event_pb2 import RuntimeEvent
 from retinue_kit import wire as kit_wire
 from retinue_kit.errors import Reason
+from retinue_kit.tokens import Tally
 
 from retinue_runtime_adapter.domain.models import Model
 from retinue_runtime_adapter.domain.shaping import Card, Piece, Reasoning, Shaper, Text
 from retinue_runtime_adapter.domain.troubles import Trouble
 from retinue_runtime_adapter.light.state import Progress, Step
-from retinue_runtime_adapter.light.wire import Done, Usage, counted, estimate, write_checkpoint
+from retinue_runtime_adapter.light.wire import Done, Usage, counted, write_checkpoint
 from retinue_runtime_adapter.light.words import Said
 
 
@@ -26,12 +27,12 @@ class Answer:
         self.model = before.model if before else ""
         self.size_bytes = before.size_bytes if before else 0
         """Bytes that the model has produced, in the steps before too."""
-        self.input_characters = 0
-        """Characters that the model was asked to read, once it is asked."""
+        self.input_tokens = 0
+        """Tokens that the model was asked to read, as estimated, once it is asked."""
         self._before = (before.input_tokens, before.output_tokens) if before else (0, 0)
         self._reasoning = reasoning
         self._size_max_bytes = size_max_bytes
-        self._characters = 0
+        self._said = Tally()
         self._shaper = Shaper()
         self._texts: list[str] = []
         self._cards: list[dict[str, Any]] = []
@@ -44,7 +45,7 @@ class Answer:
         """Take up what the model says; reasoning counts as output, told or not. Raises OUTPUT_TOO_LARGE."""
         pieces: list[Piece] = []
         for part in said:
-            self._characters += len(part.text)
+            self._said.add(part.text)
             self.size_bytes += len(part.text.encode())
             if part.reasoning:
                 pieces.append(Reasoning(part.text))
@@ -55,7 +56,7 @@ class Answer:
 
     def add_arguments(self, length: int) -> None:
         """Take up what the model says to its tools. Raises OUTPUT_TOO_LARGE."""
-        self._characters += length
+        self._said.add_plain(length)
         self.size_bytes += length
         self._check_size()
 
@@ -87,7 +88,7 @@ class Answer:
     def counted(self, usage: Usage | None = None) -> tuple[int, int]:
         """Tokens that one call read and wrote: as the endpoint counted, else as estimated."""
         if usage is None:
-            return estimate(self.input_characters), estimate(self._characters)
+            return counted(self.input_tokens), counted(self._said.tokens)
         return counted(usage.prompt_tokens), counted(usage.completion_tokens)
 
     def used(self, usage: Usage | None = None) -> pb.RuntimeUsage:

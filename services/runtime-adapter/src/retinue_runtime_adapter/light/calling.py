@@ -13,11 +13,11 @@ from retinue_kit.clock import Clock
 from retinue_kit.errors import Reason
 
 from retinue_runtime_adapter.config import Models, Settings
+from retinue_runtime_adapter.domain import windows
 from retinue_runtime_adapter.domain.models import Model
 from retinue_runtime_adapter.domain.troubles import Trouble
-from retinue_runtime_adapter.light import wire
 from retinue_runtime_adapter.light.attempt import Attempt
-from retinue_runtime_adapter.light.endpoint import C, Opener, Provider, begin
+from retinue_runtime_adapter.light.endpoint import COMPLETIONS, C, Opener, Provider, begin
 
 TRIES_MAX = 3
 """Calls of one model within an attempt: the first, and two more for a hiccup or a refused credential. What lasts longer
@@ -41,7 +41,7 @@ class Question(Protocol):
         """Write the request's body for a model, as its provider calls it."""
         ...
 
-    def characters(self) -> int:
+    def tokens(self) -> int:
         """Count what a model has to read, about."""
         ...
 
@@ -53,9 +53,17 @@ class Question(Protocol):
 class Caller:
     """Models by name, with fallbacks and credentials."""
 
-    def __init__(self, settings: Settings, models: Models, http: aiohttp.ClientSession, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        models: Models,
+        http: aiohttp.ClientSession,
+        clock: Clock,
+        path: str = COMPLETIONS,
+    ) -> None:
+        """`path` is what is called, behind the endpoints' own addresses."""
         self.catalogue = models.catalogue
-        self.providers = {name: Provider(name, entry) for name, entry in models.providers.items()}
+        self.providers = {name: Provider(name, entry, path) for name, entry in models.providers.items()}
         self._settings = settings
         self._http = http
         self._clock = clock
@@ -100,13 +108,8 @@ class Caller:
     ) -> C:
         """Call one model, again within bounds where that can help. Raises Trouble."""
         provider = self.providers[model.provider]
-        if provider.window_tokens:
-            tokens = wire.estimate(question.characters())
-            if tokens > provider.window_tokens:
-                raise Trouble(
-                    Reason.MODEL_CONTEXT_OVERFLOW,
-                    f"The conversation has about {tokens} tokens; the model can read {provider.window_tokens}.",
-                )
+        if model.window_tokens:
+            windows.check(model, question.tokens(), min_tokens=self._settings.window_min_tokens)
         tries = 0
         while True:
             body = question.body(model.model)

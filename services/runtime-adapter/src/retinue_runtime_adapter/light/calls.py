@@ -55,6 +55,10 @@ _UNFIT = re.compile(r"[^A-Za-z0-9_-]")
 _LOST = (Reason.DEPENDENCY_UNAVAILABLE, Reason.DRAINING, Reason.INTERNAL, Reason.RUN_TIMEOUT)
 """Errors that leave open whether a call was done."""
 
+_BOX_LOST = "box_lost"
+"""The check that the sandbox names where a box has ended under what ran in it; other boxes that cannot be had ran
+nothing."""
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
@@ -229,7 +233,7 @@ class Calls:
                 self._heard.set()
                 raise
             log.info("a tool failed", tool=call.tool, reason=str(error.reason), detail=error.private)
-            lost = error.reason in _LOST
+            lost = error.reason in _LOST or error.metadata.get("check") == _BOX_LOST
             open_end = " Whether it has done anything is not known." if lost and not tool.idempotent else ""
             return Result(False, f"{error.message}{open_end}"), "unknown" if lost else "failed"
         except TimeoutError:

@@ -41,16 +41,19 @@ DRAIN_TIMEOUT_S = 0.1
 """Time for the last bytes after the model said that it is done, so that the connection can serve the next call."""
 
 
+COMPLETIONS = "/chat/completions"
+"""What is called of an endpoint, usually."""
+
+
 class Provider:
     """An endpoint with its credentials."""
 
-    def __init__(self, name: str, entry: ProviderEntry) -> None:
+    def __init__(self, name: str, entry: ProviderEntry, path: str = COMPLETIONS) -> None:
         self.name = name
-        self.window_tokens = entry.window_tokens
         self.dialect = entry.schema
         self.tools = entry.tools
         self.credentials = Credentials(entry.api_keys)
-        self.url = URL(entry.base_url.rstrip("/") + "/chat/completions")
+        self.url = URL(entry.base_url.rstrip("/") + path)
         self.origin = str(self.url.origin())
 
 
@@ -144,6 +147,19 @@ class Call(Generic[T]):
                 self._timeout_s = self._chunk_timeout_s
                 return said
         return []
+
+    async def whole_body(self, size_max_bytes: int) -> bytes:
+        """Read an answer that is no stream to its end. Raises Trouble."""
+        assert self._response is not None
+        body = b""
+        try:
+            while chunk := await self._attempt.wait(self._response.content.readany, self._timeout_s):
+                body += chunk
+                if len(body) > size_max_bytes:
+                    raise troubles.invalid(f"The model's answer is larger than {size_max_bytes} bytes.")
+        except (aiohttp.ClientError, OSError):
+            raise troubles.invalid("The model's answer broke off.") from None
+        return body
 
     def _decode(self, lines: list[bytes]) -> list[T]:
         said: list[T] = []

@@ -1,8 +1,8 @@
-"""Whether the calls of a step may be made: what policy says of each, what hooks add, what a person has answered."""
+"""Whether the calls of a step may be made: what policy says of each, what a person has answered."""
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 from retinue_kit.errors import RetinueError
@@ -12,16 +12,11 @@ from retinue_runtime_adapter.tools.assembly import Tools
 from retinue_runtime_adapter.tools.ledger import Entry
 from retinue_runtime_adapter.tools.ports import SUMMARY_LENGTH_MAX, Call, Scope, Tool, Verdict
 
-HOOK_TIMEOUT_S = 5.0
-"""For one hook; silence is a refusal."""
-
 EXPIRE_S = 3600
 """Until silence is a denial, where policy does not say."""
 
 NAMES_MAX = 50
 """Tools that a refusal lists."""
-
-_ORDER = ("allow", "ask", "deny")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -59,7 +54,6 @@ async def _judge(tools: Tools, scope: Scope, offered: dict[str, Tool], entry: En
     call, approved = Call(entry.call_id, entry.tool, given, entry.approval_id), entry.decision == "allow"
     try:
         verdict = await tools.authority.authorize(scope, call, approved=approved)
-        verdict = await _heeded(tools, scope, call, verdict)
     except RetinueError as error:
         log.warning("a tool call was not authorized", tool=entry.tool, reason=str(error.reason), detail=error.private)
         return Judged(entry, "Whether this call may be made could not be found out, so it was not. Try again later.")
@@ -69,22 +63,6 @@ async def _judge(tools: Tools, scope: Scope, offered: dict[str, Tool], entry: En
     if verdict.effect == "ask":
         return Judged(entry, question=verdict)
     return Judged(entry, f"This call is not allowed: {verdict.reason or 'policy denies it.'}")
-
-
-async def _heeded(tools: Tools, scope: Scope, call: Call, verdict: Verdict) -> Verdict:
-    """What is left of a verdict once each hook has seen it: it may have become stricter, never looser."""
-    for hook in tools.hooks:
-        try:
-            async with asyncio.timeout(HOOK_TIMEOUT_S):
-                found = await hook(scope, call, verdict)
-        except RetinueError as error:
-            found = replace(verdict, effect="deny", layer="hook", reason=error.message)
-        except Exception:
-            log.exception("a hook broke, so the call is refused", tool=call.tool)
-            found = replace(verdict, effect="deny", layer="hook", reason="What looks at each call did not answer.")
-        if _ORDER.index(found.effect) >= _ORDER.index(verdict.effect):
-            verdict = found
-    return verdict
 
 
 def summary(entry: Entry, verdict: Verdict) -> str:

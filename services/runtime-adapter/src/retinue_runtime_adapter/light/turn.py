@@ -197,7 +197,7 @@ class Turn:
         answer, progress, request = self._answer, self._progress, self._request
         asked = Asked(wire.messages(request), wire.parameters(request.parameters), progress.steps, self._offered)
         asked.may_call = len(progress.steps) < STEPS_MAX
-        answer.input_characters = asked.characters()
+        answer.input_tokens = asked.tokens()
         call: Words | None = None
         trouble: Trouble | None = None
 
@@ -259,7 +259,6 @@ class Turn:
 
 def _scope(request: InvokeRequest, caller: Caller) -> Scope:
     """For whom tools are called: what the request says, and never what a model says."""
-    model = caller.catalogue.chain(request.model)[0]
     return Scope(
         tenant_id=request.tenant_id,
         session_id=request.session_id,
@@ -269,7 +268,7 @@ def _scope(request: InvokeRequest, caller: Caller) -> Scope:
         agent_id=request.agent_id,
         contact=request.contact,
         kind=request.kind or "chat",
-        model=f"{model.provider}/{model.name}",
+        model=caller.catalogue.with_provider(request.model),
         principal=tenancy.current().principal,
         allowed=tuple((allowance.tool, allowance.pattern) for allowance in request.allowances),
         min_isolation=request.box.min_isolation,

@@ -6,11 +6,9 @@ from typing import Any
 import msgspec
 from google.protobuf.struct_pb2 import Struct
 from retinue.runtime_adapter.v1.runtime_adapter_service_pb2 import InvokeRequest
+from retinue_kit.tokens import estimate
 
 from retinue_runtime_adapter.light.state import Step
-
-CHARACTERS_PER_TOKEN = 4
-"""The usual rule of thumb, for endpoints that count nothing."""
 
 TOKENS_MAX = 2**31 - 1
 """The contract counts in 32 bits."""
@@ -108,8 +106,9 @@ Message = dict[str, Any]
 
 
 def messages(request: InvokeRequest) -> list[Message]:
-    """The conversation as a model reads it: persona, context, and what is said now."""
-    found: list[Message] = [{"role": "system", "content": request.persona}] if request.persona else []
+    """The conversation as a model reads it: persona and preface in one message, context, and what is said now."""
+    told = "\n\n".join(filter(None, (request.persona, request.preface)))
+    found: list[Message] = [{"role": "system", "content": told}] if told else []
     found += [{"role": message.role, "content": message.text} for message in request.context]
     found.append({"role": "user", "content": request.text})
     return found
@@ -153,11 +152,11 @@ def of_step_in_words(step: Step) -> list[Message]:
     return [{"role": "assistant", "content": said}, {"role": "user", "content": came}]
 
 
-def characters(conversation: Sequence[Message]) -> int:
-    """What a model has to read, about."""
+def tokens(conversation: Sequence[Message]) -> int:
+    """Tokens that a model has to read, about."""
     return sum(
-        len(message["content"] or "")
-        + sum(len(call["function"]["arguments"]) for call in message.get("tool_calls", ()))
+        estimate(message["content"] or "")
+        + sum(estimate(call["function"]["arguments"]) for call in message.get("tool_calls", ()))
         for message in conversation
     )
 
@@ -196,11 +195,6 @@ def body(
     return _encoder.encode({**value, **options})
 
 
-def estimate(characters: int) -> int:
-    """Tokens of so many characters, about; at least one if there is any."""
-    return min(-(-characters // CHARACTERS_PER_TOKEN), TOKENS_MAX)
-
-
 def counted(tokens: int) -> int:
-    """A provider's count as the contract can carry it."""
+    """A count of tokens as the contract can carry it."""
     return max(0, min(tokens, TOKENS_MAX))

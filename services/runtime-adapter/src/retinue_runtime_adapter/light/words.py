@@ -62,9 +62,9 @@ class Asked:
         tools = described(self.tools, provider.dialect if provider else "openai") if knows else ()
         return wire.body(model, conversation, self.options, tools, may_call=self.may_call)
 
-    def characters(self) -> int:
+    def tokens(self) -> int:
         steps = [message for step in self.steps for message in wire.of_step(step)]
-        return wire.characters(self.messages) + wire.characters(steps)
+        return wire.tokens(self.messages) + wire.tokens(steps)
 
     def joined(self) -> "Asked | None":
         joined = wire.joined(self.messages)

@@ -1,7 +1,8 @@
 """OpenClaw as a runtime: an attempt finds its place, opens a session, follows its run. Read `ports.py` first.
 
 A run in a gateway outlives the stream that asked for it: where a worker is lost, the run's next attempt joins it and is
-told everything from the beginning.
+told everything from the beginning. Before its first call that may change something a run pauses until that is recorded;
+one that is lost later ends there, since nobody could tell its model what was done (`under_way.py`).
 """
 
 import asyncio
@@ -13,7 +14,14 @@ from functools import partial
 
 import structlog
 from retinue.runtime_adapter.v1 import runtime_event_pb2 as pb
-from retinue.runtime_adapter.v1.runtime_adapter_service_pb2 import InvokeRequest, ReattachRequest, Runtime
+from retinue.runtime_adapter.v1.runtime_adapter_service_pb2 import (
+    ContextMessage,
+    ExportContextRequest,
+    ImportContextRequest,
+    InvokeRequest,
+    ReattachRequest,
+    Runtime,
+)
 from retinue.runtime_adapter.v1.runtime_event_pb2 import RuntimeEvent
 from retinue_kit import deadlines, telemetry
 from retinue_kit.crashing import reach
@@ -21,26 +29,24 @@ from retinue_kit.errors import Reason, RetinueError
 
 from retinue_runtime_adapter.adapter import Adapter, Batches
 from retinue_runtime_adapter.crash_points import Point
-from retinue_runtime_adapter.domain import troubles
+from retinue_runtime_adapter.domain import troubles, windows
 from retinue_runtime_adapter.domain.models import Catalogue
 from retinue_runtime_adapter.domain.troubles import Trouble
 from retinue_runtime_adapter.light.answer import ended, failed, repeated
 from retinue_runtime_adapter.light.attempt import Attempt
-from retinue_runtime_adapter.light.wire import counted, parameters, read_checkpoint
-from retinue_runtime_adapter.openclaw import words
+from retinue_runtime_adapter.light.wire import parameters, read_checkpoint
+from retinue_runtime_adapter.openclaw import contexts, words
 from retinue_runtime_adapter.openclaw.permits import RunIdentity, identity
-from retinue_runtime_adapter.openclaw.ports import Isolation, Meter, ModelProxy, Place, Pool, RunCall
-from retinue_runtime_adapter.openclaw.sessions import Line, Sessions
-from retinue_runtime_adapter.openclaw.turn import RunTurn
+from retinue_runtime_adapter.openclaw.ports import Isolation, ModelProxy, Place, Pool, RunCall
+from retinue_runtime_adapter.openclaw.sessions import Line
+from retinue_runtime_adapter.openclaw.under_way import Run, read_begun
+from retinue_runtime_adapter.openclaw.work import Work
 from retinue_runtime_adapter.tools.ports import Box
 
 NAME = "openclaw"
 
 RUN_TIME_S = 600.0
 """Time for an attempt whose request names none."""
-
-OUTPUT_SIZE_MAX_BYTES = 1024 * 1024
-"""Bytes for an attempt whose request names no limit: a long book chapter."""
 
 PLACE_WAIT_S = 60.0
 """Time for an instance, an agent and a free slot. A gateway begins within twenty seconds on a busy machine; who waits
@@ -52,9 +58,6 @@ ABORT_TIMEOUT_S = 5.0
 FAILURES_MAX = 10_000
 """Runs whose failed attempts are counted; one that is forgotten hears of its former failure again."""
 
-SESSIONS = "sessions"
-"""Under this name a place keeps what its OpenClaw sessions were told."""
-
 _OURS = (Reason.RUN_TERMINAL, Reason.RUN_TIMEOUT, Reason.OUTPUT_TOO_LARGE)
 """Ends that we have made ourselves; in every other case a model's trouble says more than the gateway's words of it."""
 
@@ -65,44 +68,6 @@ Runs = dict[tuple[str, str, str], RunIdentity]
 """Runs under way by instance, agent and session key."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
-
-
-class Run:
-    """A run under way, or just over: everything it told, for whoever follows it."""
-
-    def __init__(self, attempt: Attempt) -> None:
-        self.attempt = attempt
-        self.told: list[RuntimeEvent] = []
-        self.over = False
-        self.followers = 0
-        self.leaving: asyncio.TimerHandle | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.token = 0
-        """Of the latest attempt that follows it: tools are called under it."""
-        self.who: tuple[str, str, str] | None = None
-        """Where it goes on: instance, agent and session key."""
-        self._more = asyncio.Event()
-
-    def tell(self, events: Sequence[RuntimeEvent], *, last: bool = False) -> None:
-        """Add what happened; nothing is added behind the end."""
-        if self.over or not events:
-            return
-        self.told.extend(events)
-        self.over = last
-        self._more.set()
-
-    async def follow(self) -> AsyncIterator[list[RuntimeEvent]]:
-        """Yield everything from the beginning to the end, each batch as large as it has become meanwhile."""
-        read = 0
-        while True:
-            if read < len(self.told):
-                events, read = self.told[read:], len(self.told)
-                yield events
-            elif self.over:
-                return
-            else:
-                self._more.clear()
-                await self._more.wait()
 
 
 class OpenClawAdapter(Adapter):
@@ -118,10 +83,11 @@ class OpenClawAdapter(Adapter):
         orphan_s: float,
         version: str,
         box: Box | None = None,
+        window_min_tokens: int = 0,
     ) -> None:
         """`active` is kept up to date with the runs under way in gateways: who asks for tools is looked up there.
 
-        `box` is where tools run, if agents have any.
+        `box` is where tools run, if agents have any; `window_min_tokens` what a model must read to be called.
         """
         self.name = NAME
         self._pool = pool
@@ -131,17 +97,24 @@ class OpenClawAdapter(Adapter):
         self._orphan_s = orphan_s
         self._version = version
         self._box = box
+        self._window_min_tokens = window_min_tokens
         self._runs: dict[tuple[str, str], Run] = {}
         self._failures: OrderedDict[tuple[str, str], int] = OrderedDict()
 
     def describe(self) -> Runtime:
         available, detail = self._pool.status()
+        load = self._pool.load()
         return Runtime(
             name=self.name,
             available=available,
-            detail=detail,
+            detail=detail + windows.said_of(self._catalogue, self._window_min_tokens),
             models=self._catalogue.names(),
+            window_tokens=self._catalogue.windows(),
+            slot_count=load.slots,
+            busy_count=load.running,
+            waiting_count=load.waiting,
             reattach=True,
+            holds_context=True,
             reasoning=True,
             tools=self._box is not None,
             version=self._version,
@@ -172,16 +145,22 @@ class OpenClawAdapter(Adapter):
             yield repeated(done, request.checkpoint)
             return
         key = (request.tenant_id, request.run_id)
-        run = self._runs.get(key)
+        run, begun = self._runs.get(key), read_begun(request.checkpoint, self.name)
+        if run is None and begun is not None:
+            yield [failed(await self._lost(request), pb.RuntimeUsage())]
+            return
         if run is None and len(self._runs) >= RUNS_MAX:
             crowded = Trouble(Reason.RUNTIME_UNAVAILABLE, "Too many runs are under way.", retry_after_s=1.0)
             yield [failed(crowded, pb.RuntimeUsage())]
             return
         run = run or self._begin(key, request)
+        goes_on = begun is not None and run.token == request.fencing_token
         run.token = max(run.token, request.fencing_token)
+        if begun is not None:
+            run.recorded()
         if run.who is not None:
-            self._active[run.who] = identity(request, NAME, run.token)
-        async for events in self._follow(key, run):
+            self._active[run.who] = identity(request, NAME, run.token, self._catalogue, self._active[run.who])
+        async for events in self._follow(key, run, behind_pause=goes_on):
             yield events
 
     async def reattach(self, request: ReattachRequest) -> Batches:
@@ -192,6 +171,16 @@ class OpenClawAdapter(Adapter):
         async for events in self._follow(key, run):
             yield events
 
+    async def export_context(self, request: ExportContextRequest) -> Sequence[ContextMessage]:
+        return await contexts.export(self._pool.present(request.tenant_id), request)
+
+    async def import_context(self, request: ImportContextRequest) -> Sequence[str]:
+        place = self._pool.present(request.tenant_id)
+        if place is None:
+            text = "The tenant has no instance of this runtime yet; CreateInstance makes one."
+            raise RetinueError(Reason.INSTANCE_NOT_FOUND, text)
+        return contexts.take(place, request)
+
     def _begin(self, key: tuple[str, str], request: InvokeRequest) -> Run:
         attempt = Attempt(deadlines.timeout_s(request.run_time.ToMilliseconds() / 1000 or RUN_TIME_S))
         run = self._runs[key] = Run(attempt)
@@ -199,15 +188,28 @@ class OpenClawAdapter(Adapter):
         run.task = asyncio.create_task(self._execute(key, run, request), name="openclaw-run")
         return run
 
-    async def _follow(self, key: tuple[str, str], run: Run) -> AsyncIterator[list[RuntimeEvent]]:
+    async def _lost(self, request: InvokeRequest) -> Trouble:
+        """A run that has begun calls is not here any more: have what may be left of it refused, and say so."""
+        try:
+            await self._fence(request)
+        except RetinueError as error:
+            return Trouble(error.reason, error.message)
+        return troubles.after_calls(Trouble(Reason.RUNTIME_UNAVAILABLE, "The runtime has lost the run."))
+
+    async def _follow(
+        self, key: tuple[str, str], run: Run, *, behind_pause: bool = False
+    ) -> AsyncIterator[list[RuntimeEvent]]:
         run.followers += 1
         if run.leaving is not None:
             run.leaving.cancel()
             run.leaving = None
         try:
-            async for events in run.follow():
+            pauses = False
+            async for events in run.follow(behind_pause=behind_pause):
+                pauses = events[-1].HasField("paused")
                 yield events
-            self._forget(key, run)
+            if not pauses:
+                self._forget(key, run)
         finally:
             run.followers -= 1
             if not run.followers and self._runs.get(key) is run:
@@ -225,7 +227,7 @@ class OpenClawAdapter(Adapter):
 
     async def _execute(self, key: tuple[str, str], run: Run, request: InvokeRequest) -> None:
         """Execute a run to its end, whatever happens."""
-        work = _Work(request, run)
+        work = Work(request, run)
         try:
             with telemetry.span("openclaw.run") as span:
                 async with AsyncExitStack() as stack:
@@ -249,19 +251,21 @@ class OpenClawAdapter(Adapter):
             if not run.followers and run.leaving is None:
                 self._forget(key, run)
 
-    def _fail(self, key: tuple[str, str], work: "_Work", trouble: Trouble) -> None:
+    def _fail(self, key: tuple[str, str], work: Work, trouble: Trouble) -> None:
         """End a run badly: its gateway would tell the same end to whoever asks with the same id again."""
         self._failures[key] = self._failures.pop(key, 0) + 1
         if len(self._failures) > FAILURES_MAX:
             self._failures.popitem(last=False)
         if work.meter.trouble is not None and trouble.reason not in _OURS:
             trouble = work.meter.trouble
+        if work.run.begun and trouble.retryable:
+            trouble = troubles.after_calls(trouble)
         work.run.tell([failed(trouble, work.used())], last=True)
 
-    async def _turn(self, work: "_Work", place: Place) -> None:
+    async def _turn(self, work: Work, place: Place) -> None:
         request, run = work.request, work.run
         context: list[Line] = [(line.role, line.text) for line in request.context]
-        sessions: Sessions = place.sessions.setdefault(SESSIONS, Sessions(place.agent_id, request.tenant_id))
+        sessions = contexts.sessions_of(place, request.tenant_id)
         session = sessions.open(request.session_id, request.contact, context)
         # A trace of its own: clients choose theirs, and two runs under one could not be told apart. Model calls are in
         # the run's trace all the same: our endpoint, which makes them, knows it.
@@ -286,12 +290,14 @@ class OpenClawAdapter(Adapter):
             on_reasoning=work.reason if request.reasoning else None,
             before=session.before,
             tools=list(request.tools),
+            preface=request.preface,
+            on_overflow=work.overflow,
         ) as work.meter:
             await self._fence(request)
             reach(Point.CALLING)
             who = place.instance_id, place.agent_id, session.key
             run.who = who
-            self._active[who] = identity(request, NAME, run.token)
+            self._active[who] = identity(request, NAME, run.token, self._catalogue, record=work.record)
             try:
                 await self._follow_frames(work, place, call)
             finally:
@@ -312,17 +318,17 @@ class OpenClawAdapter(Adapter):
 
     async def _fence(self, request: InvokeRequest) -> None:
         """Have calls of former attempts refused: theirs may be a gateway that this process knows nothing of."""
-        if self._box is None or request.attempt == 1 or not request.tools:
+        if self._box is None or not request.tools or (request.attempt == 1 and not request.checkpoint):
             return
         try:
-            await self._box.fence(identity(request, NAME, request.fencing_token).scope)
+            await self._box.fence(identity(request, NAME, request.fencing_token, self._catalogue).scope)
         except RetinueError as error:
             if error.reason is Reason.STALE_FENCING_TOKEN:
                 raise
             # Without a box nothing runs; and the first call of this attempt does the same.
             log.info("a session was not fenced", run_id=request.run_id, detail=error.private or error.message)
 
-    async def _follow_frames(self, work: "_Work", place: Place, call: RunCall) -> None:
+    async def _follow_frames(self, work: Work, place: Place, call: RunCall) -> None:
         attempt, turn = work.run.attempt, work.turn
         async with aclosing(place.gateway.run(call)) as frames:
             try:
@@ -343,7 +349,7 @@ class OpenClawAdapter(Adapter):
                 raise
 
 
-async def _stop(work: "_Work", place: Place, call: RunCall, *, settle: bool) -> None:
+async def _stop(work: Work, place: Place, call: RunCall, *, settle: bool) -> None:
     """Stop what goes on in the gateway, and see it settle, so that no tool of it meets the next attempt."""
     with suppress(Trouble, RetinueError, TimeoutError, StopAsyncIteration):
         async with asyncio.timeout(ABORT_TIMEOUT_S):
@@ -351,37 +357,3 @@ async def _stop(work: "_Work", place: Place, call: RunCall, *, settle: bool) -> 
                 async with aclosing(place.gateway.run(call)) as frames:  # joined again: the wait that ended closed it
                     while not work.turn.over:
                         work.turn.feed(await anext(frames))
-
-
-class _Work:
-    """What one run has come to."""
-
-    def __init__(self, request: InvokeRequest, run: Run) -> None:
-        self.request = request
-        self.run = run
-        self.turn = RunTurn(
-            reasoning=request.reasoning, size_max_bytes=request.output_size_bytes or OUTPUT_SIZE_MAX_BYTES
-        )
-        self.meter = Meter()
-        self.usage: pb.RuntimeUsage | None = None
-        self._reasoning_bytes = 0
-
-    def reason(self, text: str) -> None:
-        """Tell reasoning, which the model's endpoint is heard to say."""
-        self._reasoning_bytes += len(text.encode())
-        if self._reasoning_bytes <= (self.request.output_size_bytes or OUTPUT_SIZE_MAX_BYTES):
-            self.run.tell([RuntimeEvent(reasoning_delta=pb.ReasoningDelta(text=text))])
-        else:
-            self.run.attempt.abort(Trouble(Reason.OUTPUT_TOO_LARGE, "The run produced more than a run may."))
-
-    def used(self) -> pb.RuntimeUsage:
-        """What was used: as it was paid, which our endpoint has seen, else as the gateway says."""
-        meter = self.meter
-        if not meter.calls and self.usage is not None:
-            return self.usage
-        return pb.RuntimeUsage(
-            input_tokens=counted(meter.input_tokens),
-            output_tokens=counted(meter.output_tokens),
-            model=meter.model,
-            cost_micros=meter.cost_micros,
-        )

@@ -28,6 +28,11 @@ class Admission:
         self.waiting = 0
 
     @property
+    def slots(self) -> int:
+        """Runs that it admits at once."""
+        return self._slots
+
+    @property
     def is_full(self) -> bool:
         """Whether one more would have to wait."""
         return self.running >= self._slots or self.waiting > 0

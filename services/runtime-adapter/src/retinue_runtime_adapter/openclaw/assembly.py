@@ -65,7 +65,16 @@ async def assemble(
     await pool.start()
     orphan_s = settings.openclaw_orphan_s
     box = tools.box if tools is not None and bridge is not None else None
-    adapter = OpenClawAdapter(pool, proxy, models.catalogue, runs, orphan_s=orphan_s, version=version, box=box)
+    adapter = OpenClawAdapter(
+        pool,
+        proxy,
+        models.catalogue,
+        runs,
+        orphan_s=orphan_s,
+        version=version,
+        box=box,
+        window_min_tokens=settings.window_min_tokens,
+    )
     stack.push_async_callback(adapter.close)
     return adapter, pool
 

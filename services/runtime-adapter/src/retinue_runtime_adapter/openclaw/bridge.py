@@ -20,11 +20,12 @@ from retinue_kit import tenancy
 from retinue_kit.errors import Code, Reason, RetinueError
 
 from retinue_runtime_adapter.openclaw.permits import Permits, RunIdentity
+from retinue_runtime_adapter.openclaw.tool_arguments import as_ours
 from retinue_runtime_adapter.tools import arguments
 from retinue_runtime_adapter.tools.ports import Authority, Box, Call, Ended, Execution, Said, Tool
 
 AUTHORIZE_TIMEOUT_S = 10.0
-"""Time for policy to say whether a call may be made; it takes a millisecond."""
+"""Time for policy to say whether a call may be made, and for its beginning to be recorded; milliseconds."""
 
 TOOL_TIMEOUT_S = 60.0
 """Time for one of the mesh's own tools."""
@@ -170,7 +171,7 @@ class Bridge:
             body = await _read(request, _Begun)
             async with self._admitted(request, body.agent_id, body.session_key) as run:
                 async with asyncio.timeout(AUTHORIZE_TIMEOUT_S):
-                    await self._permits.open(run, Call(body.call_id, body.tool, body.arguments))
+                    await self._permits.open(run, Call(body.call_id, body.tool, as_ours(body.tool, body.arguments)))
                 await response.send({"allowed": True})
 
         return await _answer(request, run)
@@ -209,7 +210,7 @@ class Bridge:
                     raise RetinueError(Reason.FIELD_INVALID, str(error)) from None
                 call = Call(body.call_id, tool.name, given)
                 async with asyncio.timeout(TOOL_TIMEOUT_S):
-                    await self._permits.ask(run, call)
+                    await self._permits.ask(run, call, changes=not tool.parallel)
                     result = await tool.call(run.scope, call, _unheard)
                 await response.send({"text" if result.ok else "message": result.text})
 
@@ -229,7 +230,7 @@ class Bridge:
         if self._calls.get(instance_id, 0) >= CALLS_MAX:
             raise RetinueError(Reason.QUOTA_EXCEEDED, "Too many tools are at work at once.")
         self._calls[instance_id] = self._calls.get(instance_id, 0) + 1
-        tenancy.enter(tenancy.Identity(tenant_id=run.scope.tenant_id))
+        tenancy.enter(tenancy.Identity(run.scope.tenant_id, run.scope.principal))
         try:
             async with asyncio.timeout(None) as scope:
                 with self._watched(who, run, scope):

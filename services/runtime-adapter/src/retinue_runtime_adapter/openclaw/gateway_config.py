@@ -111,6 +111,11 @@ def agents_patch(agents: Iterable[Agent], policy: Policy) -> Json:
     return patch
 
 
+def renewal_patch(agents: Iterable[Agent]) -> Json:
+    """Give agents that are there other credentials."""
+    return {"models": {"providers": {provider_name(one.agent_id): {"apiKey": one.credential} for one in agents}}}
+
+
 def removal_patch(agent_id: str) -> tuple[Json, list[str]]:
     """Take off what `agents.delete` leaves of an agent; answers the patch, and the lists that it may empty."""
     name = provider_name(agent_id)

@@ -23,12 +23,14 @@ from retinue_runtime_adapter.openclaw.gateway_config import Policies, openclaw_j
 from retinue_runtime_adapter.openclaw.ports import Backend, Gateway, InstanceSpec, Isolation, ModelProxy, Place, Process
 from retinue_runtime_adapter.openclaw.probing import Health
 from retinue_runtime_adapter.openclaw.seats import Seat, Seats
+from retinue_runtime_adapter.openclaw.wear import AT_ONCE_FACTOR, MIB, Finding, Wear
 
 SPARE_COUNT = 2
 """Agents that a shared gateway keeps warm for tenants to come. Each takes some tens of MiB; a first turn seconds."""
 
-START_TIMEOUT_S = 180.0
-"""From the beginning of a process to its first answer: 6 s on an idle machine, 90 s were seen on a very busy one."""
+START_TIMEOUT_S = 300.0
+"""From the beginning of a process to its first answer: 6 s on an idle machine; 180 s were too little on two cores with
+twenty others at work, and who is given up then begins from nothing."""
 
 ALIVE_POLL_S = 0.5
 """How soon it is noticed that a process ended while it should have begun."""
@@ -44,13 +46,8 @@ TOKEN_BYTES = 32
 TENANTS_TOLD_MAX = 100
 """Tenants that are named of one instance."""
 
-AT_ONCE_FACTOR = 1.5
-"""A gateway that takes so many times what it may is ended at once, before the machine does it to somebody else."""
-
 MEASURE_S = 10.0
 """Seconds between two measurements of memory: each looks at every process of the machine."""
-
-MIB = 1024 * 1024
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -83,15 +80,6 @@ class State(StrEnum):
     ERROR = "error"
 
 
-class Finding(StrEnum):
-    """What a look at an instance can mean."""
-
-    WELL = "well"
-    DIED = "died"
-    SILENT = "silent"
-    MEMORY = "memory"
-
-
 class LostError(Exception):
     """The instance is gone, or the agent is: another place may serve."""
 
@@ -122,8 +110,6 @@ class GatewayInstance:
         """Whose cell it is, for good; "" for a shared gateway, and for a cell that waits for its tenant."""
         self.state = State.PENDING
         self.detail = "waits to be started"
-        self.is_worn = False
-        """It takes more memory than it may: another is to take its place."""
         self.memory_bytes = 0
         self.began_at = clock.monotonic()
         self._settings = settings
@@ -140,6 +126,7 @@ class GatewayInstance:
         self._first = self.seats.first(tenant_id)
         self.admission = Admission(settings.openclaw_run_count, settings.openclaw_waiting_count)
         self.seats.is_busy = self._is_busy
+        self._wear = Wear(settings.openclaw_run_count, settings.openclaw_memory_mib)
         self._created = clock.now()
         self._used: float | None = None
         self._heard_at = 0.0
@@ -168,6 +155,16 @@ class GatewayInstance:
     def is_ready(self) -> bool:
         """Whether it serves."""
         return self.state is State.READY
+
+    @property
+    def worn(self) -> Finding:
+        """Why another is to take its place once its runs are over; WELL if none is."""
+        return self._wear.worn
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether another is to take its place."""
+        return self.worn is not Finding.WELL
 
     @property
     def is_free_cell(self) -> bool:
@@ -341,6 +338,13 @@ class GatewayInstance:
         self._used = self._clock.now()
         return Place(self.instance_id, seat.agent_id, self._gateway, seat.sessions, self._report)
 
+    def place_of(self, tenant_id: str) -> Place | None:
+        """Where a tenant is served, without a slot; None where its agent is not there yet, or not any more."""
+        seat, gateway = self.seats.of_tenant.get(tenant_id), self._gateway
+        if seat is None or not seat.ready.is_set() or seat.trouble is not None or gateway is None or gateway.is_lost:
+            return None
+        return Place(self.instance_id, seat.agent_id, gateway, seat.sessions, self._report)
+
     def _report(self, begun: bool) -> None:
         self._unbegun_count = 0 if begun else self._unbegun_count + 1
 
@@ -374,18 +378,14 @@ class GatewayInstance:
         elif now - self._heard_at > SILENCE_MAX_S:
             self.detail = f"it has not answered for {now - self._heard_at:.0f} s"
             return Finding.SILENT
-        slots = self._settings.openclaw_run_count
-        self.admission.resize(max(1, slots // 2) if health.is_busy or not health.answers else slots)
+        self.admission.resize(self._wear.feel(health, now))
         if now - self._measured_at >= MEASURE_S or not self.memory_bytes:
             self._measured_at = now
             self.memory_bytes = await self._backend.memory_bytes(process)
-        limit = self._settings.openclaw_memory_mib * MIB
-        # For good: by the time it has shrunk again, its successor may be there.
-        self.is_worn = self.is_worn or self.memory_bytes > limit
-        if self.memory_bytes > limit * AT_ONCE_FACTOR:
+        if self._wear.weigh(self.memory_bytes):
             self.detail = f"it took {self.memory_bytes // MIB} MiB of memory"
             return Finding.MEMORY
-        self.detail = "to be replaced, it takes too much memory" if self.is_worn else "serves"
+        self.detail = f"to be replaced, {self._wear.why}" if self.is_worn else "serves"
         self.seats.nudge()
         return Finding.WELL
 

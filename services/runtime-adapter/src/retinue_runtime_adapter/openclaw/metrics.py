@@ -16,7 +16,9 @@ cold_starts = counter(
     "openclaw_cold_starts", "Tenants for whom no instance or agent was ready, and one was made.", ["isolation"]
 )
 restarts = counter("openclaw_restarts", "Gateways that were given up.", ["reason"])
-"""Reasons: died, silent, memory, start (it never served)."""
+"""Reasons: died, silent, memory, lag, start (it never served)."""
+
+credentials_renewed = counter("openclaw_credentials_renewed", "Agents whose credential was replaced by another.")
 
 start_seconds = histogram(
     "openclaw_start_seconds", "Time for a gateway to serve.", [2.5, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120]

@@ -32,8 +32,9 @@ from retinue_runtime_adapter.openclaw.listening import endpoint
 from retinue_runtime_adapter.openclaw.ports import Meter, ModelProxy
 from retinue_runtime_adapter.openclaw.prompt import Message
 from retinue_runtime_adapter.openclaw.proxy.asking import Asked, MalformedError
+from retinue_runtime_adapter.openclaw.proxy.credentials import PREFIX, Key
 from retinue_runtime_adapter.openclaw.proxy.exchange import HEADERS, Exchange, failure
-from retinue_runtime_adapter.openclaw.proxy.ledger import PREFIX, CrowdedError, Key, Ledger, Run
+from retinue_runtime_adapter.openclaw.proxy.ledger import CrowdedError, Ledger, Run
 from retinue_runtime_adapter.openclaw.proxy.relay import DONE
 
 BODY_SIZE_MAX_BYTES = 32 * 1024 * 1024
@@ -66,6 +67,7 @@ class LoopbackModelProxy(ModelProxy):
         self._address = settings.openclaw_proxy_address
         self._caller = Caller(settings, models, http, clock)
         self._ledger = Ledger()
+        self._clock = clock
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -93,13 +95,19 @@ class LoopbackModelProxy(ModelProxy):
             await runner.cleanup()
 
     def credential(self, instance_id: str, tenant_id: str) -> str:
-        return self._ledger.credential((instance_id, tenant_id))
+        return self._ledger.credentials.make((instance_id, tenant_id))
+
+    def renew(self, instance_id: str, tenant_id: str) -> str:
+        return self._ledger.credentials.renew((instance_id, tenant_id))
+
+    def renewed(self, instance_id: str, tenant_id: str) -> None:
+        self._ledger.renewed((instance_id, tenant_id), self._clock.monotonic())
 
     def assign(self, instance_id: str, name: str, tenant_id: str) -> None:
-        self._ledger.assign((instance_id, name), (instance_id, tenant_id))
+        self._ledger.credentials.assign((instance_id, name), (instance_id, tenant_id))
 
     def forget(self, instance_id: str, tenant_id: str = "") -> None:
-        self._ledger.forget(instance_id, tenant_id)
+        self._ledger.credentials.forget(instance_id, tenant_id)
 
     def run(
         self,
@@ -113,6 +121,8 @@ class LoopbackModelProxy(ModelProxy):
         on_reasoning: Callable[[str], None] | None,
         before: Sequence[Message] = (),
         tools: Sequence[str] | None = None,
+        preface: str = "",
+        on_overflow: Callable[[Trouble], None] | None = None,
     ) -> AbstractContextManager[Meter]:
         run = Run(
             run_id=run_id,
@@ -122,6 +132,8 @@ class LoopbackModelProxy(ModelProxy):
             on_reasoning=on_reasoning,
             before=before,
             tools=tools,
+            preface=preface,
+            on_overflow=on_overflow,
         )
         return self._ledger.run((instance_id, tenant_id), run)
 
@@ -142,7 +154,7 @@ class LoopbackModelProxy(ModelProxy):
         401 is for whoever is no gateway of ours.
         """
         credential = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
-        key = self._ledger.key(credential)
+        key = self._ledger.key(credential, self._clock.monotonic())
         if key is not None:
             return key, None
         model_calls.labels("refused").inc()
@@ -180,7 +192,7 @@ class LoopbackModelProxy(ModelProxy):
         self, request: web.Request, run: Run, attempt: Attempt, body: bytes, trace_id: str
     ) -> web.StreamResponse:
         try:
-            asked = Asked.read(body, run.before, run.parameters, run.tools)
+            asked = Asked.read(body, run.before, run.parameters, run.tools, run.preface)
         except MalformedError as error:
             run.meter.trouble = Trouble(Reason.MODEL_REQUEST_REFUSED, "The request to the model is malformed.")
             return _refused("malformed", str(error))

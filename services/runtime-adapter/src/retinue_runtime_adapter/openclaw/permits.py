@@ -5,12 +5,16 @@ later, without saying which call they belong to. They are let through while thei
 to them.
 """
 
+import asyncio
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
 
 from retinue.runtime_adapter.v1.runtime_adapter_service_pb2 import InvokeRequest
+from retinue_kit import tenancy
 from retinue_kit.errors import Reason, RetinueError
 
+from retinue_runtime_adapter.domain.models import Catalogue
 from retinue_runtime_adapter.tools.metrics import label, tool_calls
 from retinue_runtime_adapter.tools.ports import Authority, Call, Scope, Verdict
 
@@ -20,11 +24,18 @@ COMMANDS = "exec"
 CHAT = "chat"
 """What a run is whose request does not say."""
 
-RUNS_MAX = 4_096
-"""Runs whose calls are remembered at once; the one that called last is forgotten last."""
-
 CALLS_MAX = 64
-"""Open calls remembered of one run: a model asks for a few at once. A gateway is not sure to say how each ended."""
+"""Open calls remembered of one attempt: a model asks for a few at once. A gateway is not sure to say how each ended."""
+
+READING = frozenset({"read"})
+"""OpenClaw's own tools that change nothing."""
+
+RECORD_TIMEOUT_S = 5.0
+"""Time until a run's first call that may change something is recorded: a commit and a call of the worker's, a few
+milliseconds. Where the worker has died the call is refused; it was not made."""
+
+Record = Callable[[Call], Awaitable[None]]
+"""Returns once it is recorded that a call begins which may change something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +44,25 @@ class RunIdentity:
 
     scope: Scope
     tools: frozenset[str] = frozenset()
+    open: OrderedDict[str, Call] = field(default_factory=OrderedDict, compare=False)
+    """Calls that policy has allowed and that have not ended, by id, the latest last. They are gone with the attempt."""
+    record: Record | None = field(default=None, compare=False)
+    """Waited for before a call that may change something."""
 
 
-def identity(request: InvokeRequest, runtime: str, token: int) -> RunIdentity:
-    """Say for whom the tools of a run are called. `token` is that of the latest attempt that follows it."""
+def identity(
+    request: InvokeRequest,
+    runtime: str,
+    token: int,
+    catalogue: Catalogue,
+    joined: RunIdentity | None = None,
+    record: Record | None = None,
+) -> RunIdentity:
+    """Say for whom the tools of a run are called, and in whose name: the principal of the call that asks for the run.
+
+    `token` is that of the latest attempt that follows it. `joined` is what a former attempt was known by, if this one
+    follows what that one has begun: its calls are still under way, and recorded as before.
+    """
     scope = Scope(
         tenant_id=request.tenant_id,
         session_id=request.session_id,
@@ -46,25 +72,32 @@ def identity(request: InvokeRequest, runtime: str, token: int) -> RunIdentity:
         agent_id=request.agent_id,
         contact=request.contact,
         kind=request.kind or CHAT,
-        model=request.model,
+        model=catalogue.with_provider(request.model),
+        principal=tenancy.current().principal,
         allowed=tuple((allowance.tool, allowance.pattern) for allowance in request.allowances),
         min_isolation=request.box.min_isolation,
         egress=tuple(request.box.egress),
     )
-    return RunIdentity(scope, frozenset(request.tools))
+    known = RunIdentity(scope, frozenset(request.tools), record=record)
+    return known if joined is None else replace(known, open=joined.open, record=joined.record)
 
 
 class Permits:
-    """Asks policy about calls, and remembers those that it allowed until they end."""
+    """Asks policy about calls, and remembers with their attempt those that it allowed until they end."""
 
     def __init__(self, authority: Authority) -> None:
         self._authority = authority
-        self._open: OrderedDict[tuple[str, str], OrderedDict[str, Call]] = OrderedDict()
 
-    async def ask(self, run: RunIdentity, call: Call) -> None:
-        """Raise RetinueError(POLICY_DENIED), whose message the model reads, or what kept policy from answering."""
+    async def ask(self, run: RunIdentity, call: Call, *, changes: bool) -> None:
+        """Raise RetinueError(POLICY_DENIED), whose message the model reads, or what kept policy from answering.
+
+        That a call begins which may change something is recorded before this returns, else DEPENDENCY_UNAVAILABLE: the
+        run is not asked anew from then on, for the model would call again.
+        """
         try:
             await self._ask(run, call)
+            if changes and run.record is not None:
+                await _recorded(run.record, call)
         except RetinueError:
             tool_calls.labels(label(call.tool), "refused").inc()
             raise
@@ -79,39 +112,35 @@ class Permits:
 
     async def open(self, run: RunIdentity, call: Call) -> None:
         """Ask, and remember the call. Raises as `ask` does."""
-        await self.ask(run, call)
-        key = _key(run)
-        calls = self._open.setdefault(key, OrderedDict())
-        self._open.move_to_end(key)
-        calls[call.call_id] = Call(call.call_id, call.tool, {})  # arguments may be large, and are of no use any more
-        if len(calls) > CALLS_MAX:
-            calls.popitem(last=False)
-        if len(self._open) > RUNS_MAX:
-            self._open.popitem(last=False)
+        await self.ask(run, call, changes=call.tool not in READING)
+        run.open[call.call_id] = Call(call.call_id, call.tool, {})  # arguments may be large, and are of no use any more
+        if len(run.open) > CALLS_MAX:
+            run.open.popitem(last=False)
 
     def close(self, run: RunIdentity, call_id: str) -> None:
         """A call has ended; nothing happens if it is not open."""
-        calls = self._open.get(_key(run), OrderedDict())
-        calls.pop(call_id, None)
-        if not calls:
-            self._open.pop(_key(run), None)
+        run.open.pop(call_id, None)
 
     def find(self, run: RunIdentity, *, command: bool) -> Call:
         """Find the open call that led to a command, or to a script. Raises RetinueError(POLICY_DENIED).
 
         Of calls side by side it is the latest that may have; a command's call comes to a script, too, before it.
         """
-        calls = list(self._open.get(_key(run), OrderedDict()).values())
-        commands = [call for call in calls if call.tool == COMMANDS]
-        scripts = [call for call in calls if call.tool != COMMANDS]
+        commands = [call for call in run.open.values() if call.tool == COMMANDS]
+        scripts = [call for call in run.open.values() if call.tool != COMMANDS]
         found = commands if command else scripts or commands
         if not found:
             raise RetinueError(Reason.POLICY_DENIED, "No call that policy has allowed is under way.")
         return found[-1]
 
 
-def _key(run: RunIdentity) -> tuple[str, str]:
-    return run.scope.tenant_id, run.scope.run_id
+async def _recorded(record: Record, call: Call) -> None:
+    try:
+        async with asyncio.timeout(RECORD_TIMEOUT_S):
+            await record(call)
+    except TimeoutError:
+        text = "The beginning of this call could not be recorded, so it was not made."
+        raise RetinueError(Reason.DEPENDENCY_UNAVAILABLE, text, dependency="worker") from None
 
 
 def _refusal(call: Call, verdict: Verdict) -> str:

@@ -15,14 +15,16 @@ from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.loops import keep
 
 from retinue_runtime_adapter.config import Settings
+from retinue_runtime_adapter.domain.rates import Rate
 from retinue_runtime_adapter.domain.troubles import Trouble
 from retinue_runtime_adapter.openclaw import metrics
 from retinue_runtime_adapter.openclaw.fleet import Fleet, unavailable
 from retinue_runtime_adapter.openclaw.gateway_config import Policies
-from retinue_runtime_adapter.openclaw.instance import Connect, Finding, GatewayInstance, LostError, Probe
-from retinue_runtime_adapter.openclaw.ports import Backend, Isolation, ModelProxy, Place, Pool
+from retinue_runtime_adapter.openclaw.instance import Connect, GatewayInstance, LostError, Probe
+from retinue_runtime_adapter.openclaw.ports import Backend, Isolation, Load, ModelProxy, Place, Pool
 from retinue_runtime_adapter.openclaw.probing import Prober
 from retinue_runtime_adapter.openclaw.seats import Seat
+from retinue_runtime_adapter.openclaw.wear import Finding
 
 LOOK_S = 2.0
 """Seconds between two looks at every instance: a dead one is replaced that much later at most."""
@@ -33,11 +35,21 @@ PLACES_MAX = 3
 CELL_KEPT_S = 60.0
 """A cell that had a run within this time is not ended for another tenant: it would only be taken back."""
 
+NO_CELL_MIN_S = 1.0
+NO_CELL_MAX_S = 5.0
+"""Who finds all cells in use is told so at once, and to come back when the longest idle one may give way; sooner than
+that if it is far off, for a cell may be given back at any time and policy may know of another runtime."""
+
 SEATS_MAX = 200
 """Tenants of one shared gateway. The longest idle agent gives way; each takes some MiB, and tens while it is active."""
 
 SEAT_KEPT_S = 30.0
 """An agent that had a run within this time does not give way."""
+
+RETURNS_MAX = 3
+RETURNS_WINDOW_S = 600.0
+"""How often within which time a tenant may give its instance back. Its next message has a gateway started or an agent
+made, some fifteen seconds of two cores: more often, and one tenant could keep a machine busy for nothing."""
 
 INSTANCES_MAX = 1_000
 """Instances that are listed."""
@@ -73,6 +85,7 @@ class InstancePool(Pool):
         self._prober = Prober()
         self._probe = probe or self._prober
         self._assigned: dict[str, GatewayInstance] = {}
+        self._returns = Rate(RETURNS_MAX, RETURNS_WINDOW_S)
         self._is_closed = False
         self._alarm = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
@@ -140,6 +153,18 @@ class InstancePool(Pool):
         seats = instance.seats.of_tenant.values() if instance is not None else ()
         return next((seat.tenant_id for seat in seats if seat.agent_id == agent_id), "")
 
+    def load(self) -> Load:
+        ready = [instance for instance in self._fleet.open() if instance.is_ready]
+        return Load(
+            sum(instance.admission.slots for instance in ready),
+            sum(instance.admission.running for instance in ready),
+            sum(instance.waiting for instance in self._fleet.open()),
+        )
+
+    def present(self, tenant_id: str) -> Place | None:
+        instance = self._assigned.get(tenant_id)
+        return instance.place_of(tenant_id) if instance is not None and instance.is_ready else None
+
     async def create(self, tenant_id: str, isolation: Isolation) -> Instance:
         try:
             self._assign(tenant_id, isolation)
@@ -148,7 +173,12 @@ class InstancePool(Pool):
         return self.instance_of(tenant_id)
 
     async def delete(self, tenant_id: str) -> None:
-        self._leave(tenant_id, self._instance_of(tenant_id), at_once=True)
+        instance = self._instance_of(tenant_id)
+        wait_s = self._returns.take(tenant_id, self._clock.monotonic())
+        if wait_s:
+            text = f"An instance may be given back {RETURNS_MAX} times within {RETURNS_WINDOW_S / 60:.0f} minutes."
+            raise RetinueError(Reason.QUOTA_EXCEEDED, text, retry_after_s=wait_s, quota="instance_returns")
+        self._leave(tenant_id, instance, at_once=True)
 
     # --- a run's place ----------------------------------------------------------------------------------------------
 
@@ -236,11 +266,13 @@ class InstancePool(Pool):
         if self._fleet.wait_s:
             raise self._none()
         if len(cells) >= self._settings.openclaw_cell_count_max:
-            before = self._clock.monotonic() - CELL_KEPT_S
-            idle = [cell for cell in cells if not cell.pins and cell.used_at < before]
-            if not idle:
-                raise unavailable("All cells are in use.")
-            self._give_up(min(idle, key=lambda cell: cell.used_at), "The cell was idle.")
+            idle = [cell for cell in cells if not cell.pins]
+            oldest = min(idle, key=lambda cell: cell.used_at, default=None)
+            left_s = oldest.used_at + CELL_KEPT_S - self._clock.monotonic() if oldest is not None else CELL_KEPT_S
+            if oldest is None or left_s > 0:
+                retry_after_s = min(max(left_s, NO_CELL_MIN_S), NO_CELL_MAX_S)
+                raise unavailable("All cells are in use.", retry_after_s=retry_after_s)
+            self._give_up(oldest, "The cell was idle.")
         return self._fleet.begin(Isolation.CELL, tenant_id)
 
     def _leave(self, tenant_id: str, instance: GatewayInstance, *, at_once: bool) -> None:
@@ -301,16 +333,21 @@ class InstancePool(Pool):
         if instance.isolation is Isolation.CELL:
             is_left = self._assigned.get(instance.tenant_id) is not instance
             is_idle = bool(instance.tenant_id) and (is_left or instance.used_at < before)
-            if not instance.pins and (is_idle or instance.is_worn):
+            if not instance.pins and is_idle:
                 self._give_up(instance, "The cell was not needed any more.")
+            elif not instance.pins and instance.is_worn:
+                self._replace(instance)
             return
         for tenant_id in instance.seats.idle(before):
             self._leave(tenant_id, instance, at_once=True)
         if instance.is_worn and not instance.pins:
             others = [one for one in self._fleet.open(Isolation.SHARED) if one.is_ready and not one.is_worn]
             if others:
-                metrics.restarts.labels(Finding.MEMORY.value).inc()
-                self._give_up(instance, "The gateway is replaced.")
+                self._replace(instance)
+
+    def _replace(self, instance: GatewayInstance) -> None:
+        metrics.restarts.labels(instance.worn.value).inc()
+        self._give_up(instance, "The gateway is replaced.")
 
 
 async def _wait(event: asyncio.Event) -> None:

@@ -6,6 +6,7 @@
       ├─ gateway.py         one instance's WebSocket: requests, runs, reconnection
       │    └─ turn.py       frames of one run ─► events; no I/O
       ├─ sessions.py        what each OpenClaw session has been told, so that it is told the rest
+      ├─ contexts.py        what a session holds, read out; a context, put in
       └─ model_proxy.py     the only model endpoint that an instance knows: ours
 
 One gateway is one trust domain: identity is checked here, on our side, and nothing that a gateway says is believed to
@@ -185,11 +186,29 @@ class Place:
     """Told of each run whether the gateway began it: one that begins none any more is replaced."""
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much is going on in all gateways that serve."""
+
+    slots: int
+    """Runs that they admit at once."""
+    running: int
+    waiting: int
+
+
 class Pool(Protocol):
     """Instances of all kinds, and who is served by which."""
 
     def status(self) -> tuple[bool, str]:
         """Whether a run could be taken now, and one line: the version and what there is, or why not."""
+        ...
+
+    def load(self) -> Load:
+        """Count slots and runs."""
+        ...
+
+    def present(self, tenant_id: str) -> Place | None:
+        """Where a tenant is served now, without a slot of its gateway; None where it is not served."""
         ...
 
     def place(self, tenant_id: str, isolation: Isolation, *, wait_s: float) -> AbstractAsyncContextManager[Place]:
@@ -209,7 +228,10 @@ class Pool(Protocol):
         ...
 
     async def delete(self, tenant_id: str) -> None:
-        """Take a tenant's agent off its instance; end a cell. Raises RetinueError(INSTANCE_NOT_FOUND)."""
+        """Take a tenant's agent off its instance; end a cell.
+
+        Raises RetinueError: INSTANCE_NOT_FOUND; QUOTA_EXCEEDED, with a time, if the tenant did so too often of late.
+        """
         ...
 
 
@@ -239,6 +261,14 @@ class ModelProxy(Protocol):
         """Make, or answer, the credential of a tenant on an instance."""
         ...
 
+    def renew(self, instance_id: str, tenant_id: str) -> str:
+        """Make the credential that is to follow, good beside the present one; the same until `renewed`."""
+        ...
+
+    def renewed(self, instance_id: str, tenant_id: str) -> None:
+        """The gateway has it. The former one is good for a little longer, and for runs under way until they end."""
+        ...
+
     def assign(self, instance_id: str, name: str, tenant_id: str) -> None:
         """Make a credential the tenant's that was made under another name, before it was known who would come."""
         ...
@@ -259,13 +289,16 @@ class ModelProxy(Protocol):
         on_reasoning: Callable[[str], None] | None,
         before: Sequence[dict[str, Any]] = (),
         tools: Sequence[str] | None = None,
+        preface: str = "",
+        on_overflow: Callable[[Trouble], None] | None = None,
     ) -> AbstractContextManager[Meter]:
         """Let a run's model calls through. A call is the run's whose trace id it carries, else the tenant's only run's.
 
         `trace_id` must be of our own making: one that clients choose could be that of two runs.
 
         `model` is the catalogue's name ("" the default): what the call's body names is not believed. Messages go to
-        the model as `prompt.shape(messages, before)` answers them, with the tools of these names alone; None means all.
+        the model as `prompt.shape(messages, before, preface)` answers them, with the tools of these names alone; None
+        means all. `on_overflow` is told of each call that is too long for the model.
         """
         ...
 

@@ -12,12 +12,17 @@ TIMEOUT_S = 5.0
 BODY_SIZE_MAX_BYTES = 64 * 1024
 
 
+LAG = "event_loop_delay"
+"""The reason by which a gateway says that its event loop stood still for a second. Its others (`cpu`,
+`event_loop_utilization`) say that it works, which it does whenever it is given enough to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What a look at a gateway found. `is_busy` says that its event loop lags behind."""
+    """What a look at a gateway found. `lags` says that its event loop lags behind."""
 
     answers: bool
-    is_busy: bool = False
+    lags: bool = False
 
 
 SILENT = Health(answers=False)
@@ -25,10 +30,24 @@ SILENT = Health(answers=False)
 
 class _EventLoop(msgspec.Struct, frozen=True):
     degraded: bool = False
+    reasons: list[str] | None = None
+
+    @property
+    def lags(self) -> bool:
+        """Whether it stands still now and then; a release that tells no reasons is believed."""
+        return self.degraded and (self.reasons is None or LAG in self.reasons)
 
 
 class _Ready(msgspec.Struct, frozen=True, rename="camel"):
     event_loop: _EventLoop = _EventLoop()
+
+
+def read(body: bytes) -> Health:
+    """Read an answer of /readyz; one that cannot be understood is an answer all the same."""
+    try:
+        return Health(answers=True, lags=msgspec.json.decode(body, type=_Ready).event_loop.lags)
+    except msgspec.DecodeError:
+        return Health(answers=True)
 
 
 class Prober:
@@ -49,10 +68,7 @@ class Prober:
                 body = await response.content.read(BODY_SIZE_MAX_BYTES)
         except (TimeoutError, aiohttp.ClientError, OSError):
             return SILENT
-        try:
-            return Health(answers=True, is_busy=msgspec.json.decode(body, type=_Ready).event_loop.degraded)
-        except msgspec.DecodeError:
-            return Health(answers=True)
+        return read(body)
 
     async def close(self) -> None:
         """Let go of the connections."""

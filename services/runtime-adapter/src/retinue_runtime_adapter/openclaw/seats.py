@@ -17,9 +17,10 @@ from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.ids import new_id
 
 from retinue_runtime_adapter.domain.troubles import Trouble
-from retinue_runtime_adapter.openclaw import keys
-from retinue_runtime_adapter.openclaw.gateway_config import Agent, Policy, agents_patch, removal_patch
+from retinue_runtime_adapter.openclaw import keys, metrics
+from retinue_runtime_adapter.openclaw.gateway_config import Agent, Policy, agents_patch, removal_patch, renewal_patch
 from retinue_runtime_adapter.openclaw.ports import Gateway, ModelProxy, RunCall
+from retinue_runtime_adapter.openclaw.preparing import Preparing
 
 BATCH_MAX = 16
 """Agents added by one change of the configuration: each change costs about the same, however many it adds."""
@@ -35,6 +36,13 @@ WARM_TIMEOUT_S = 30.0
 
 STOP_TIMEOUT_S = 5.0
 """To stop one that took too long, so that it does not go on beside the next one."""
+
+CREDENTIAL_AGE_MAX_S = 3600.0
+"""A credential for the model endpoint is replaced once it is so old, and with it all that are half as old: one change
+of the configuration costs about the same, however many it changes."""
+
+RENEW_AGAIN_S = 60.0
+"""Pause after a gateway did not take new credentials; the old ones are good until it has."""
 
 WARM_TEXT = "Hello."
 
@@ -53,6 +61,8 @@ class Seat:
     pins: int = 0
     """Runs in it, and runs that wait."""
     used_at: float = 0.0
+    renewed_at: float = 0.0
+    """When its credential was made."""
     is_warm: bool = False
     is_leaving: bool = False
     is_gone: bool = False
@@ -60,6 +70,8 @@ class Seat:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once it can take a run, or never will: then `trouble` says why."""
     warming: bool = False
+    is_made: bool = False
+    """Whether its gateway knows it."""
 
 
 class Seats:
@@ -83,9 +95,12 @@ class Seats:
         self._kick_warm = asyncio.Event()
         self._first_turns = asyncio.Lock()
         self._hash = ""
+        self._renew_at = 0.0
+        self._preparing = Preparing(clock)
+        self._is_making = False
         self._closed: Trouble | None = None
         self.is_busy: Callable[[], bool] = lambda: False
-        """Whether tenants wait for this gateway: then nothing is made in advance."""
+        """Whether tenants wait for this gateway."""
 
     # --- who sits where ---------------------------------------------------------------------------------------------
 
@@ -103,6 +118,7 @@ class Seats:
         """The gateway serves: those that it has from its beginning are ready."""
         for seat in [*self.of_tenant.values(), *self._spare]:
             if seat not in self._wanted:
+                seat.is_made = True
                 seat.ready.set()
         self.nudge()
 
@@ -129,7 +145,7 @@ class Seats:
             seat.tenant_id = tenant_id
             if not seat.warming:  # else its credential is handed over when that is done
                 self._hand_over(seat)
-        seat.used_at = self._clock.monotonic()
+        seat.used_at = self._preparing.stir()
         self.of_tenant[tenant_id] = seat
         self.nudge()
         return seat, made
@@ -152,7 +168,7 @@ class Seats:
     def unpin(self, seat: Seat) -> None:
         """A run in it is over, or waits no more."""
         seat.pins -= 1
-        seat.used_at = self._clock.monotonic()
+        seat.used_at = self._preparing.stir()
         if seat.is_leaving and not seat.pins and not seat.is_gone:
             self._take_off(seat)
 
@@ -173,7 +189,7 @@ class Seats:
 
     def _seat(self, tenant_id: str) -> Seat:
         seat = Seat(keys.agent_id(new_id("ten")), tenant_id or new_id("spare"), tenant_id)
-        seat.used_at = self._clock.monotonic()
+        seat.used_at = seat.renewed_at = self._clock.monotonic()
         return seat
 
     def _agent(self, seat: Seat) -> Agent:
@@ -203,7 +219,7 @@ class Seats:
     # --- what is asked of the gateway -------------------------------------------------------------------------------
 
     async def serve(self, gateway: Gateway) -> None:
-        """Make seats that are wanted, take off those that are not, keep some in advance. For ever."""
+        """Make seats that are wanted, take off those that are not, renew old ones, keep some in advance. For ever."""
         while True:
             await self._kick.wait()
             self._kick.clear()
@@ -214,23 +230,23 @@ class Seats:
                     )
                 else:
                     await self._remove(gateway, self._unwanted.popleft())
+            await self._renew(gateway)
             missing = self.spare_count - len(self._spare)
-            if missing > 0 and not self.is_busy():
+            if missing > 0 and self._may_prepare():
                 seats = [self._seat("") for _ in range(min(missing, BATCH_MAX))]
                 if await self._make(gateway, seats):
                     self._spare += seats
                     self._kick_warm.set()
 
     async def warm_up(self, gateway: Gateway) -> None:
-        """Let agents have their first turn while nobody waits, one after the other. For ever."""
+        """Let agents have their first turn before anybody speaks to them, one after the other. For ever."""
         while True:
             await self._kick_warm.wait()
             self._kick_warm.clear()
-            while not self.is_busy():
-                cold = [seat for seat in [*self._spare, *self.of_tenant.values()] if self._is_cold(seat)]
-                if not cold:
-                    break
-                await self.warm(gateway, cold[0])
+            while (cold := self._next_cold()) is not None:
+                await self.warm(gateway, cold)
+                if cold in self._spare:
+                    self._preparing.prepared()
 
     async def warm(self, gateway: Gateway, seat: Seat) -> None:
         """Let an agent have its first turn, if it had none. First turns side by side take a gateway many times as long
@@ -247,12 +263,30 @@ class Seats:
         self._kick.set()
         self._kick_warm.set()
 
+    def _next_cold(self) -> Seat | None:
+        """Whose first turn is next, if it is time: those of tenants who have come, then of those to come."""
+        theirs = [] if self.is_busy() else [seat for seat in self.of_tenant.values() if self._is_cold(seat)]
+        spare = [seat for seat in self._spare if self._is_cold(seat)]
+        cold = theirs or (spare if self._may_prepare() else [])
+        return cold[0] if cold else None
+
+    def _may_prepare(self) -> bool:
+        """Whether something for tenants to come may be made now: one thing at a time, when it is time for it."""
+        is_time = self._preparing.is_time(
+            missing=self.spare_count - self.warm_count,
+            warm_count=self.warm_count,
+            is_used=any(seat.pins for seat in self.of_tenant.values()),
+            is_busy=self.is_busy(),
+        )
+        return is_time and not self._is_making and not self._first_turns.locked()
+
     @staticmethod
     def _is_cold(seat: Seat) -> bool:
         return not seat.is_warm and not seat.pins and seat.ready.is_set() and seat.trouble is None
 
     async def _make(self, gateway: Gateway, seats: list[Seat]) -> bool:
         agents = [self._agent(seat) for seat in seats]
+        self._is_making = True
         try:
             await self._patch(gateway, agents_patch(agents, self._policy))
         except BaseException as error:
@@ -269,11 +303,37 @@ class Seats:
             if not isinstance(error, Trouble | RetinueError):
                 raise
             return False
+        finally:
+            self._is_making = False
         for seat in seats:
             if seat.is_gone and seat not in self._unwanted:  # taken off meanwhile
                 self._unwanted.append(seat)
+            seat.is_made = True
             seat.ready.set()
         return True
+
+    async def _renew(self, gateway: Gateway) -> None:
+        """Replace credentials that are old. Runs go on: what they hold is good until they end."""
+        now = self._clock.monotonic()
+        made = [seat for seat in [*self.of_tenant.values(), *self._spare] if seat.is_made]
+        oldest = min((seat.renewed_at for seat in made), default=now)
+        if now < max(oldest + CREDENTIAL_AGE_MAX_S, self._renew_at):
+            return
+        old = [seat for seat in made if now - seat.renewed_at >= CREDENTIAL_AGE_MAX_S / 2]
+        agents = [
+            Agent(seat.agent_id, self._proxy_url, self._proxy.renew(self._instance_id, seat.holder)) for seat in old
+        ]
+        try:
+            await self._patch(gateway, renewal_patch(agents))
+        except (Trouble, RetinueError) as error:
+            self._renew_at = now + RENEW_AGAIN_S
+            log.warning("credentials were not renewed", instance_id=self._instance_id, detail=str(error))
+            return
+        for seat in old:
+            if not seat.is_gone:
+                self._proxy.renewed(self._instance_id, seat.holder)
+                seat.renewed_at = now
+                metrics.credentials_renewed.inc()
 
     async def _warm(self, gateway: Gateway, seat: Seat) -> None:
         """Let an agent have its first turn, which takes seconds. Its tenant, should it come meanwhile, waits for it."""

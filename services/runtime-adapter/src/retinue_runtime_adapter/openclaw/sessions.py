@@ -32,6 +32,7 @@ class Session:
     """An OpenClaw session that is good for a run. `before` is what it was not told itself."""
 
     key: str
+    """Its name; "" until a run opens it."""
     before: list[Message]
     marks: deque[bytes] = field(default_factory=lambda: deque(maxlen=MARKS_MAX))
 
@@ -56,20 +57,38 @@ class Sessions:
         """Find the session that knows the context, or begin one. It counts as unknown until `said` is called."""
         marks = [_mark(role, text) for role, text in context]
         known = self._known.pop(session_id, None)
-        if known is not None and known.holds(marks):
-            return known
-        self._count = (self._count + 1) % keys.GENERATION_MAX
-        key = keys.session_key(self._agent_id, self._tenant_id, contact, session_id, self._count)
-        session = Session(key, [{"role": role, "content": text} for role, text in context])
-        session.marks.extend(marks)
-        return session
+        if known is None or not known.holds(marks):
+            known = _told(context)
+        if not known.key:
+            self._count = (self._count + 1) % keys.GENERATION_MAX
+            known.key = keys.session_key(self._agent_id, self._tenant_id, contact, session_id, self._count)
+        return known
+
+    def take(self, session_id: str, context: Sequence[Line]) -> None:
+        """Have the next run of a conversation begin a session with this context, if it comes with the same."""
+        self._remember(session_id, _told(context))
+
+    def known(self, session_id: str) -> Session | None:
+        """The session of a conversation; None while a run of it is under way, and after one that failed."""
+        return self._known.get(session_id)
 
     def said(self, session_id: str, session: Session, lines: Sequence[Line]) -> None:
         """Remember that a run went well, with what was said in it."""
         session.marks.extend(_mark(role, text) for role, text in lines)
+        self._remember(session_id, session)
+
+    def _remember(self, session_id: str, session: Session) -> None:
+        self._known.pop(session_id, None)
         self._known[session_id] = session
         if len(self._known) > SESSIONS_MAX:
             self._known.popitem(last=False)
+
+
+def _told(context: Sequence[Line]) -> Session:
+    """A session to be begun, in front of which a context stands."""
+    session = Session("", [{"role": role, "content": text} for role, text in context])
+    session.marks.extend(_mark(role, text) for role, text in context)
+    return session
 
 
 def _mark(role: str, text: str) -> bytes:

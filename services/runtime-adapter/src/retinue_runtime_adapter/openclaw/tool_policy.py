@@ -24,8 +24,15 @@ BACKEND_ID = "retinue"
 BOX_TOOLS = ("edit", "exec", "read", "write")
 """OpenClaw's own tools that work in a box, by its names, which are policy's too."""
 
-MESH_TOOLS = ("memory_note", "schedule_task")
+MESH_TOOLS = ("memory_note", "memory_search", "schedule_task")
 """Tools of the mesh's own, as the plugin's manifest names them."""
+
+OFF = (
+    *("group:web", "group:sessions", "group:ui", "group:messaging", "group:automation", "group:nodes"),
+    *("group:agents", "group:media", "memory_get", "code_execution", "secrets"),
+)
+"""Every built-in tool of OpenClaw's but those that touch files and run commands. It is what `group:openclaw` means, but
+for `memory_search`: a tool of ours has that name, and OpenClaw's own comes with its memory, which is off."""
 
 COMMANDS_OFF = ("native", "nativeSkills", "text", "bash", "config", "mcp", "plugins", "debug", "restart")
 """Commands in messages. A run that is asked for as we do it knows none of them; this is for every other way in."""
@@ -36,12 +43,12 @@ Json = dict[str, Any]
 def base_tools() -> Json:
     """Write the `tools` part of openclaw.json: what no agent's own entry can loosen, and what one without any gets.
 
-    `group:openclaw` is every built-in tool but those that touch files and run commands: they act on the gateway, on its
-    other agents or on its network, and none of that is a tenant's. The rest runs in a box or not at all.
+    What is OFF acts on the gateway, on its other agents or on its network, and none of that is a tenant's. The rest
+    runs in a box or not at all.
     """
     return {
         "profile": "minimal",
-        "deny": ["group:openclaw"],
+        "deny": list(OFF),
         "exec": {"host": "sandbox", "mode": "deny"},
         "fs": {"workspaceOnly": True},
         "elevated": {"enabled": False},

@@ -73,6 +73,10 @@ class RunTurn(Turn):
             return self._tell(self._rejoin(frame.body))
         return self._tell(self._read(frame.body))
 
+    def announce(self, call_id: str, tool: str, arguments: dict[str, Any], at_ms: int) -> list[RuntimeEvent]:
+        """A call is about to begin that frames may not have told of yet. Raises OUTPUT_TOO_LARGE."""
+        return self._tell(self._begin_call(call_id, {"name": tool, "args": arguments}, at_ms))
+
     def end(self) -> tuple[list[RuntimeEvent], pb.RuntimeUsage, Trouble | None]:
         """Answer what finishes the run: the events left, what was used, and the trouble if it did not go well.
 

@@ -1,7 +1,7 @@
 """How the parts that tools are made of are put together, for every runtime of this process."""
 
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from retinue_kit.client import Peer
 from retinue_kit.clock import Clock
@@ -11,11 +11,12 @@ from retinue_runtime_adapter.config import Settings, read_mcp_servers
 from retinue_runtime_adapter.tools.authority import POLICY, PolicyAuthority
 from retinue_runtime_adapter.tools.box import SANDBOX, SandboxBox, SandboxFiles
 from retinue_runtime_adapter.tools.builtin_files import file_tools
-from retinue_runtime_adapter.tools.builtin_notes import note_tools, schedule_tools
+from retinue_runtime_adapter.tools.builtin_memory import memory_tools
+from retinue_runtime_adapter.tools.builtin_notes import schedule_tools
 from retinue_runtime_adapter.tools.builtin_run import run_tools
 from retinue_runtime_adapter.tools.catalogue import Catalogue
 from retinue_runtime_adapter.tools.mcp import McpServers
-from retinue_runtime_adapter.tools.ports import Authority, Box, Call, Hook, Scope, Tool, Toolbox, Verdict
+from retinue_runtime_adapter.tools.ports import Authority, Box, Call, Scope, Tool, Toolbox, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,6 @@ class Tools:
     toolbox: Toolbox
     authority: Authority
     box: Box | None = None
-    hooks: tuple[Hook, ...] = field(default=())
-    """`before_tool_call`: asked in this order, each of what policy and those before it have said."""
 
 
 class _Nobody:
@@ -40,7 +39,7 @@ NONE = Tools(Catalogue(()), _Nobody())
 """Of a process without tools: a run that comes back to it with calls is told that there are none."""
 
 
-def assemble(settings: Settings, clock: Clock, stack: AsyncExitStack, hooks: tuple[Hook, ...] = ()) -> Tools | None:
+def assemble(settings: Settings, clock: Clock, stack: AsyncExitStack) -> Tools | None:
     """Make the tools that the settings allow; None where nobody could authorize one, so that none is offered."""
     servers = read_mcp_servers(settings)
     if not settings.policy_address:
@@ -50,11 +49,12 @@ def assemble(settings: Settings, clock: Clock, stack: AsyncExitStack, hooks: tup
     if settings.sandbox_address:
         sandbox = _peer(SANDBOX, settings.sandbox_address, stack)
         files, box = SandboxFiles(sandbox), SandboxBox(sandbox)
-        builtin += [*file_tools(files), *run_tools(box), *note_tools(files, clock)]
+        builtin += [*file_tools(files), *run_tools(box)]
     if settings.router_address:
-        builtin += schedule_tools(_peer("router", settings.router_address, stack))
+        router = _peer("router", settings.router_address, stack)
+        builtin += [*memory_tools(router), *schedule_tools(router)]
     authority = PolicyAuthority(_peer(POLICY, settings.policy_address, stack))
-    return Tools(Catalogue(builtin, McpServers(servers, clock) if servers else None), authority, box, hooks)
+    return Tools(Catalogue(builtin, McpServers(servers, clock) if servers else None), authority, box)
 
 
 def _peer(name: str, address: str, stack: AsyncExitStack) -> Peer:

@@ -9,7 +9,7 @@ from retinue.sandbox.v1 import execution_pb2, file_service_pb2, sandbox_service_
 from retinue.sandbox.v1.file_service_pb2_grpc import FileServiceStub
 from retinue.sandbox.v1.sandbox_service_pb2_grpc import SandboxServiceStub
 from retinue_kit.client import Peer
-from retinue_kit.errors import Reason, RetinueError
+from retinue_kit.errors import RetinueError
 
 from retinue_runtime_adapter.tools.ports import Call, Ended, Execution, Scope
 
@@ -33,9 +33,6 @@ FILE_TIMEOUT_S = 10.0
 
 SANDBOX = "sandbox"
 """The service's name in errors."""
-
-MEMORY = "memory"
-"""The root of what an agent remembers, beside the files."""
 
 
 Steps = AsyncGenerator[tuple[str, bytes] | Ended, None]
@@ -134,21 +131,20 @@ class SandboxFiles:
         self._stub: Any = FileServiceStub(peer.channel)
 
     async def read(
-        self, scope: Scope, path: str, *, root: str = "", offset_bytes: int = 0, size_bytes: int = 0
+        self, scope: Scope, path: str, *, offset_bytes: int = 0, size_bytes: int = 0
     ) -> file_service_pb2.ReadFileResponse:
         """Read a file or a part of it; all of it if no size is given."""
         request = file_service_pb2.ReadFileRequest(
-            tenant_id=scope.tenant_id, root=root, path=path, offset_bytes=offset_bytes, size_bytes=size_bytes
+            tenant_id=scope.tenant_id, path=path, offset_bytes=offset_bytes, size_bytes=size_bytes
         )
         return await self._call(self._stub.ReadFile, request)  # type: ignore[no-any-return]
 
     async def write(
-        self, scope: Scope, call: Call, path: str, data: bytes, *, root: str = "", expected_digest: str = ""
+        self, scope: Scope, call: Call, path: str, data: bytes, *, expected_digest: str = ""
     ) -> file_service_pb2.FileInfo:
         """Write a file whole; with a digest, only if it holds that ("absent": if it is not there)."""
         request = file_service_pb2.WriteFileRequest(
             tenant_id=scope.tenant_id,
-            root=root,
             path=path,
             session_id=scope.session_id,
             fencing_token=scope.fencing_token,
@@ -197,8 +193,3 @@ class SandboxFiles:
 
     async def _call(self, method: Any, request: Any) -> Any:
         return await self._peer.call(method, request, timeout_s=FILE_TIMEOUT_S)
-
-
-def is_missing(error: RetinueError) -> bool:
-    """Whether an error says that a file is not there."""
-    return error.reason is Reason.FILE_NOT_FOUND

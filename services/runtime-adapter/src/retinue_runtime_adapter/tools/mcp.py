@@ -52,6 +52,11 @@ SCHEMA_SIZE_MAX_BYTES = 32 * 1024
 BODY_SIZE_MAX_BYTES = 4 * 1024 * 1024
 """Bytes of one answer over HTTP, compressed or not."""
 
+_CLIENTS_OWN = frozenset({-32000, -32001, -32700})
+"""Codes of errors that the client makes: the connection has ended, no answer came in time, what came is no JSON."""
+
+_OF_ACCESS = frozenset({401, 403, 407, 408, 429})
+
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -73,6 +78,24 @@ class McpTool:
     async def call(self, scope: Scope, call: Call, progress: Progress) -> Result:
         """Call it. Raises DEPENDENCY_UNAVAILABLE, RUN_TIMEOUT."""
         return await self.servers.call(scope, self, call)
+
+
+@dataclass(slots=True)
+class _Heard:
+    """How a server has answered last over HTTP: the client writes errors of its own where a server has said none."""
+
+    speaks: bool = False
+
+    def note(self, status: int, content_type: str) -> None:
+        """Note an answer."""
+        is_json = content_type.lower().startswith("application/json")
+        is_answer = 200 <= status < 300 and (is_json or content_type.lower().startswith("text/event-stream"))
+        # An error may come with a status of its own, but the ones that say who may ask, and how often, are for us.
+        self.speaks = is_answer or (is_json and 400 <= status < 500 and status not in _OF_ACCESS)
+
+    def is_its_word(self, code: int) -> bool:
+        """Whether an error is what the server has said of a call."""
+        return self.speaks and code not in _CLIENTS_OWN
 
 
 @dataclass(slots=True)
@@ -151,16 +174,28 @@ class McpServers:
         )
 
     async def call(self, scope: Scope, tool: McpTool, call: Call) -> Result:
-        """Call a tool within its server's time. Raises DEPENDENCY_UNAVAILABLE, RUN_TIMEOUT."""
+        """Call a tool within its server's time. Raises DEPENDENCY_UNAVAILABLE, RUN_TIMEOUT.
+
+        What the server itself answers, an error too, is a result.
+        """
         server = self._servers.get(tool.server)
         if server is None or not server.serves(scope.tenant_id):
             return Result(False, f"There is no tool {tool.name}.")
-        async with self._connected(tool.server, server.timeout_s) as client:
-            answer = await client.call_tool(tool.remote_name, call.arguments)
+        from mcp import MCPError
+
+        heard = _Heard()
+        async with self._connected(tool.server, server.timeout_s, heard) as client:
+            try:
+                answer = await client.call_tool(tool.remote_name, call.arguments)
+            except MCPError as error:
+                if not heard.is_its_word(error.code):
+                    raise
+                said = f"The server {tool.server} refused the call: {error.message} (code {error.code})."
+                return Result(False, bounded(plain(said), RESULT_LENGTH_MAX))
         return Result(not answer.is_error, bounded(plain(_text(answer)), RESULT_LENGTH_MAX))
 
     @asynccontextmanager
-    async def _connected(self, name: str, timeout_s: float) -> "AsyncIterator[Client]":
+    async def _connected(self, name: str, timeout_s: float, heard: "_Heard | None" = None) -> "AsyncIterator[Client]":
         """Speak to a server within a time. Raises RetinueError, whatever goes wrong."""
         # Imported where it is used: it takes a dozen MiB, and few deployments have such servers.
         from mcp import Client
@@ -170,7 +205,7 @@ class McpServers:
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                _http(server, timeout_s) as http,
+                _http(server, timeout_s, heard or _Heard()) as http,
                 Client(streamable_http_client(server.url, http_client=http), cache=None) as client,
             ):
                 yield client
@@ -181,7 +216,7 @@ class McpServers:
             raise RetinueError.unavailable(f"the MCP server {name}", private=_kinds(error)) from None
 
 
-def _http(server: McpServer, timeout_s: float) -> "httpx2.AsyncClient":
+def _http(server: McpServer, timeout_s: float, heard: "_Heard") -> "httpx2.AsyncClient":
     import httpx2
 
     class Bounded(httpx2.AsyncHTTPTransport):
@@ -189,6 +224,8 @@ def _http(server: McpServer, timeout_s: float) -> "httpx2.AsyncClient":
 
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
             response = await super().handle_async_request(request)
+            if request.method == "POST":
+                heard.note(response.status_code, response.headers.get("content-type", ""))
             response.stream = Body(response.stream)
             return response
 

@@ -2,7 +2,10 @@
 
 from retinue_kit import metrics
 
-BUILTIN = ("read", "write", "edit", "list", "delete", "exec", "python", "memory_note", "schedule_task")
+BUILTIN = (
+    *("read", "write", "edit", "list", "delete", "exec", "python"),
+    *("memory_note", "memory_search", "schedule_task"),
+)
 """Tools that this build brings along, and the only ones that numbers name."""
 
 MCP_PREFIX = "mcp__"

@@ -1,6 +1,6 @@
 """What a tool is, whoever calls it. Read this first."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -167,7 +167,3 @@ class Box(Protocol):
     async def fence(self, scope: Scope) -> None:
         """Have every call under a lower token than the scope's refused from now on."""
         ...
-
-
-Hook = Callable[[Scope, Call, Verdict], Awaitable[Verdict]]
-"""`before_tool_call`: sees each call with what policy said of it, and may make it stricter, never looser."""

@@ -61,23 +61,22 @@ class Agent:
         self._out = bytearray()
         self._writing = False
         self._forwarder_pid = 0
+        self._next_watch = 0.0
         # In a box nothing comes before it but the box's own first process. Elsewhere it must not kill all that it can.
         self._alone = os.getpid() <= 2
-        self._wake, wake_in = os.pipe()
-        os.set_blocking(self._wake, False)
-        os.set_blocking(wake_in, False)
+        self._wake, wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the box's first process the kernel keeps off the rest
         signal.set_wakeup_fd(wake_in, warn_on_full_buffer=False)
 
     def serve(self) -> None:
-        """Serve; returns once the other side has gone."""
+        """Serve until the other side has gone."""
         os.set_blocking(CONTROL, False)
         self._poll.register(CONTROL, select.EPOLLIN)
         self._poll.register(self._wake, select.EPOLLIN)
         self._send(framing.HELLO, 0, framing.NUMBER.pack(framing.VERSION))
-        next_watch = 0.0
         while True:
-            timeout = max(0.0, next_watch - time.monotonic()) if self._running else -1
+            timeout = max(0.0, self._next_watch - time.monotonic()) if self._running else -1
             for fd, events in self._poll.poll(timeout):
                 if fd == CONTROL:
                     if not self._talk(events):
@@ -88,8 +87,8 @@ class Agent:
                 elif fd in self._by_fd:
                     self._move(self._by_fd[fd], fd)
             now = time.monotonic()
-            if now >= next_watch:
-                next_watch = now + WATCH_S
+            if now >= self._next_watch:
+                self._next_watch = now + WATCH_S
                 self._watch(now)
 
     def _talk(self, events: int) -> bool:
@@ -167,6 +166,8 @@ class Agent:
         why = os.pipe() if kind == framing.PYTHON else (-1, -1)
         given = os.pipe() if kind == framing.RUN and first else (os.open("/dev/null", os.O_RDONLY), -1)
         theirs, ours = (given[0], out[1], err[1], why[1]), (out[0], err[0], given[1], why[0])
+        if not self._running:  # there is nothing to be seen of what has just begun
+            self._next_watch = execution.began + WATCH_S
         try:
             execution.pid = os.fork()
         except OSError:
@@ -210,9 +211,9 @@ class Agent:
             os.chdir(folder)
             os.nice(child.NICE)
             child.limit(execution, len(self._own()))
-            os.environb[watching.MARK] = execution.use.mark
             if kind == framing.RUN:
-                child.become(argv, {**os.environb, **environ})
+                child.become(argv, {watching.MARK: execution.use.mark, **environ})
+            os.environb[watching.MARK] = execution.use.mark
             child.open_to_others(True)
             child.interpret(first, fds[3])
         except BaseException as error:
@@ -337,6 +338,7 @@ class Agent:
         """Kill all that an execution has started."""
         if self._alone and all(other is execution for other in self._running.values()):
             child.kill(-1)
+            watching.forget_segments()
             if self._forwarder_pid:
                 os.waitpid(self._forwarder_pid, 0)  # its port is free from now on
                 self._forwarder_pid = 0

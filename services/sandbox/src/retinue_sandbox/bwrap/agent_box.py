@@ -56,8 +56,12 @@ def lost(private: str = "") -> RetinueError:
 class _Call:
     """An execution, as it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
         self.pieces: deque[Piece] = deque()
+        self.left = dict.fromkeys(_STREAMS.values(), limits.output_bytes)
+        """Bytes of each stream that are still to be kept."""
+        self.patience_s = limits.wall_s + GRACE_S
+        """How long it is still waited for what it says, all waits together: a reader's own time does not count."""
         self.held = 0
         """What of the window is held here."""
         self.eaten = 0
@@ -105,7 +109,7 @@ class AgentBox:
         if self.lost.is_set():
             raise lost(self._why)
         self._number = number = self._number % framing.NUMBER_MAX + 1
-        call = self._calls[number] = _Call()
+        call = self._calls[number] = _Call(limits)
         end_time = asyncio.get_running_loop().time() + limits.wall_s
         try:
             self._send(kind, number, _limits(limits) + parts)
@@ -136,14 +140,18 @@ class AgentBox:
         if self._closing is not None:
             return
         self._why = why
+        self._kill_all()
         self.lost.set()
         for call in self._calls.values():
             call.changed.set()
         self._closing = asyncio.create_task(self._clean_up(), name="box-end")
 
-    async def _clean_up(self) -> None:
+    def _kill_all(self) -> None:
+        """Kill the box's first process, and with it all others."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._launched.pidfd, signal.SIGKILL)
+
+    async def _clean_up(self) -> None:
         if self._reading is not None:
             self._reading.cancel()
         writer = getattr(self, "_writer", None)
@@ -187,6 +195,9 @@ class AgentBox:
             (omitted,) = framing.NUMBER.unpack_from(payload)
             piece = Piece(_STREAMS[kind], payload[framing.NUMBER.size :], omitted)
             call.pieces.append(piece)
+            call.left[piece.stream] -= len(piece.data)
+            if call.left[piece.stream] < 0:
+                raise ValueError("more was said than is to be kept")
             call.held += _cost(piece)
             if call.held > framing.WINDOW + framing.CHUNK + framing.FRAME_COST:
                 raise ValueError("more was said than was asked for")
@@ -211,14 +222,15 @@ class AgentBox:
 
     async def _wait(self, call: _Call, end_time: float) -> None:
         """Wait for something to be told. Raises SANDBOX_UNAVAILABLE if the box is lost, or silent beyond all time."""
-        left = max(0.0, end_time - asyncio.get_running_loop().time())
+        began = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(left + GRACE_S):
+            async with asyncio.timeout(min(call.patience_s, max(0.0, end_time - began) + GRACE_S)):
                 while not (call.pieces or call.end or self.lost.is_set()):
                     call.changed.clear()
                     await call.changed.wait()
         except TimeoutError:
             self._lose("the agent does not tell the end of what it runs")
+        call.patience_s -= asyncio.get_running_loop().time() - began
         if self.lost.is_set() and not (call.pieces or call.end):
             raise lost(self._why)
 

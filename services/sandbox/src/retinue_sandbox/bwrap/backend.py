@@ -1,6 +1,7 @@
 """Boxes made with bubblewrap on this machine."""
 
 import asyncio
+import os
 import platform
 import secrets
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import structlog
 from retinue_kit.errors import RetinueError
 
-from retinue_sandbox.bwrap import checks, finding, options, seccomp
+from retinue_sandbox.bwrap import checks, finding, held, options, seccomp
 from retinue_sandbox.bwrap.agent_box import AgentBox
 from retinue_sandbox.bwrap.cgroup import Cgroups
 from retinue_sandbox.bwrap.launcher import BwrapLauncher, Ground
@@ -42,6 +43,8 @@ class BwrapBackend:
         self._launcher: BwrapLauncher | None = None
         self._failed: Check | None = Check("self_test", False, "boxes were not tried out yet")
         self._open: dict[AgentBox, asyncio.Task[None]] = {}
+        self._whose: dict[AgentBox, tuple[str, int, int]] = {}
+        """The tenant, the first process, and the file system of the workspace."""
 
     async def check(self) -> list[Check]:
         """Try out what boxes depend on, in a box. Never raises; within ports.CHECK_TIMEOUT_S.
@@ -63,6 +66,11 @@ class BwrapBackend:
         if self._failed is not None:
             raise NoBoxError(self._failed)
         return (await self._opened(workspace, profile.egress))[1]
+
+    async def held_bytes(self, tenant_id: str) -> int:
+        """See ports.Backend."""
+        boxes = [(pid, device) for whose, pid, device in self._whose.values() if whose == tenant_id]
+        return await asyncio.to_thread(lambda: sum(held.held_bytes(pid, device) for pid, device in boxes))
 
     async def close(self) -> None:
         """End every box."""
@@ -108,11 +116,12 @@ class BwrapBackend:
             if hosts and egress is not None:
                 way_out = await egress.grant(name, hosts, tenant_id=workspace.tenant_id)
                 undo.push_async_callback(egress.revoke, name)
-            launched = await launcher.launch(BoxSpec(workspace, egress_socket=way_out))
+            launched = await launcher.launch(BoxSpec(workspace, egress_folder=way_out))
             undo.push_async_callback(launcher.settle, launched)
             box = AgentBox(launched, Isolation.NAMESPACE)
             undo.push_async_callback(box.close)
             await box.start()
+            self._whose[box] = (workspace.tenant_id, launched.pid, os.fstat(workspace.fd).st_dev)
             self._open[box] = asyncio.create_task(self._until_lost(box, undo.pop_all()), name=name)
         return launched, box
 
@@ -123,7 +132,7 @@ class BwrapBackend:
             try:
                 await undo.aclose()
             finally:
-                del self._open[box]
+                del self._open[box], self._whose[box]
 
 
 def _python() -> tuple[options.Interpreter, dict[str, bytes]]:

@@ -44,6 +44,8 @@ NOT_FOUND, NOT_BEGUN, NOT_FLUSHED = 127, 126, 120
 LETTERS = {b"m": "memory", b"f": "file_size", b"p": "processes", b"d": "disk"}
 """How source says of which limit its unhandled error is."""
 LETTER_BY_ERROR = {errno.EFBIG: b"f", errno.EAGAIN: b"p", errno.ENOSPC: b"d", errno.EDQUOT: b"d"}
+NO_THREAD = "can't start new thread"
+"""What Python says, without a number, where it is refused a thread."""
 
 OURS = ("agent", "child", "framing", "watching", "forwarder")
 """Modules that are not the tenant's."""
@@ -68,27 +70,39 @@ def close(fd: int) -> None:
         os.close(fd)
 
 
+_ENVIRON = dict(os.environb)
+_KINDS = (
+    resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE, resource.RLIMIT_DATA, resource.RLIMIT_AS,
+    resource.RLIMIT_NPROC, resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK, RLIMIT_SIGPENDING, RLIMIT_MSGQUEUE,
+)  # fmt: skip
+_MOST = {kind: resource.getrlimit(kind)[1] for kind in _KINDS}
+"""What the box as a whole has, asked for once: a command waits for all that is done before it begins."""
+
+
 def limit(execution: watching.Execution, besides: int) -> None:
     """Limit this process and all that it starts, besides so many processes of the box itself."""
     seconds = max(1, int(execution.cpu_s + 0.999))
     memory, processes = 2 * execution.memory, execution.processes + besides
     file_size, files = execution.file_size, execution.files
-    for kind, soft, hard in (
-        (resource.RLIMIT_CPU, seconds, seconds + 1),
-        (resource.RLIMIT_FSIZE, file_size, file_size),
-        (resource.RLIMIT_NOFILE, files, files),
+    wanted = (
+        (seconds, seconds + 1),
+        (file_size, file_size),
+        (files, files),
         # Twice, so that what grows is seen to grow, and named, before it is refused memory.
-        (resource.RLIMIT_DATA, memory, memory),
-        (resource.RLIMIT_AS, ADDRESS_SPACE, ADDRESS_SPACE),
-        (resource.RLIMIT_NPROC, processes, processes),
-        (resource.RLIMIT_CORE, 0, 0),
-        (resource.RLIMIT_MEMLOCK, MEMLOCK, MEMLOCK),
-        (RLIMIT_SIGPENDING, SIGNALS_PENDING, SIGNALS_PENDING),
-        (RLIMIT_MSGQUEUE, 0, 0),
-    ):
-        most = resource.getrlimit(kind)[1]
+        (memory, memory),
+        (ADDRESS_SPACE, ADDRESS_SPACE),
+        (processes, processes),
+        (0, 0),
+        (MEMLOCK, MEMLOCK),
+        (SIGNALS_PENDING, SIGNALS_PENDING),
+        (0, 0),
+    )
+    for kind, (soft, hard) in zip(_KINDS, wanted):  # noqa: B905 - Python 3.9 has no `strict`
+        most = _MOST[kind]
         if most != resource.RLIM_INFINITY:
-            soft, hard = min(soft, most), min(hard, most)
+            if most <= soft:  # so the box has it already
+                continue
+            hard = min(hard, most)
         resource.setrlimit(kind, (soft, hard))
 
 
@@ -97,12 +111,31 @@ def complain(text: str) -> None:
     os.write(2, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
+def _found(program: bytes, environ: dict[bytes, bytes]) -> bytes:
+    """Look a program up as a shell does. `os.execvpe` would as well, having imported more in each process than all of
+    this takes.
+    """
+    if b"/" in program:
+        return program
+    denied = b""
+    for folder in environ.get(b"PATH", os.fsencode(os.defpath)).split(b":"):
+        path = os.path.join(folder or b".", program)
+        if os.path.isfile(path):
+            if os.access(path, os.X_OK):
+                return path
+            denied = denied or path
+    if not denied:
+        raise FileNotFoundError(errno.ENOENT, "")
+    return denied
+
+
 def become(argv: list[bytes], environ: dict[bytes, bytes]) -> NoReturn:
-    """Become a program."""
+    """Become a program, with these variables beside the box's own."""
+    environ = {**_ENVIRON, **environ}
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):  # Python ignores the first two
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execvpe(argv[0], argv, environ)  # noqa: S606 - there is no shell
+        os.execve(_found(argv[0], environ), argv, environ)  # noqa: S606 - there is no shell
     except OSError as error:
         complain(f"{os.fsdecode(argv[0])}: {os.strerror(error.errno or 0)}")
         os._exit(NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else NOT_BEGUN)
@@ -148,6 +181,8 @@ def _exit_code(wished: object) -> int:
 def _report(error: BaseException, source: bytes) -> None:
     number = getattr(error, "errno", None)
     letter = b"m" if isinstance(error, MemoryError) else LETTER_BY_ERROR.get(number or 0, b"")
+    if isinstance(error, RuntimeError) and str(error) == NO_THREAD:
+        letter = b"p"
     if letter:
         os.write(REPORT, letter)
     import linecache

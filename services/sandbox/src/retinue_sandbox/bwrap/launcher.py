@@ -160,7 +160,7 @@ class _Launch:
             bwrap = self._bwrap()
         except OSError as error:
             raise NoBoxError(Check("paths", False, str(error), finding.UNREACHABLE), str(error)) from error
-        environ = options.environment(ground.interpreter, egress=bool(spec.egress_socket))
+        environ = options.environment(ground.interpreter, egress=bool(spec.egress_folder))
         listed = _holding("\0".join(options.options(parts, environ)).encode(), given)
         passed = (listed, self._info_end, self._held, parts.workspace_fd, *parts.seccomp_fds, *parts.file_fds.values())
         asked = ("--args", str(listed), "--", *options.command(ground.interpreter, spec.process_count))
@@ -203,8 +203,8 @@ class _Launch:
         files = {path: _holding(text.encode(), given) for path, text in options.FILES.items()}
         files |= {f"{options.AGENT_FOLDER}/{name}": _holding(data, given) for name, data in ground.agent.items()}
         egress = ""
-        if spec.egress_socket:
-            way_out = os.open(spec.egress_socket, os.O_PATH | os.O_CLOEXEC)
+        if spec.egress_folder:
+            way_out = os.open(spec.egress_folder, os.O_PATH | os.O_CLOEXEC)
             self._stack.callback(os.close, way_out)
             egress = os.readlink(f"/proc/self/fd/{self._stack.enter_context(stage.borrow(way_out))}")
         prefix = ground.interpreter.prefix

@@ -6,6 +6,7 @@ is quicker is held by the limits of single processes.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import time
@@ -21,8 +22,13 @@ TICKS = os.sysconf("SC_CLK_TCK")
 FILE_SIZE_MAX = 64 * 1024
 """Read of a file of /proc."""
 
-ATTACHED, RESIDENT = 6, 14
-"""Columns of /proc/sysvipc/shm."""
+SEGMENTS_SIZE_MAX = 1024 * 1024
+"""Read of the list of System V segments; a namespace has 4096 of them, of about 120 bytes, unless it is changed."""
+
+NUMBER, ATTACHED, RESIDENT = 1, 6, 14
+"""Columns of that list."""
+
+IPC_RMID = 0
 
 Key = tuple[int, bytes]
 """A process's id and when it began: ids come again."""
@@ -73,8 +79,27 @@ def _proportional(process: Process) -> int:
 
 
 def _segments() -> int:
-    rows = [line.split() for line in _read("/proc/sysvipc/shm").splitlines()[1:]]
-    return sum(int(row[RESIDENT]) for row in rows if len(row) > RESIDENT and row[ATTACHED] == b"0")
+    return sum(int(row[RESIDENT]) for row in _segment_rows() if row[ATTACHED] == b"0")
+
+
+def forget_segments() -> None:
+    """Remove the box's System V segments: nobody is left who has made one, and they would count for who comes next."""
+    rows = _segment_rows()
+    if rows:
+        libc = ctypes.CDLL(None)
+        for row in rows:
+            libc.shmctl(int(row[NUMBER]), IPC_RMID, None)
+
+
+def _segment_rows() -> list[list[bytes]]:
+    """List the box's segments, with their columns."""
+    listed = b""
+    with open("/proc/sysvipc/shm", "rb", buffering=0) as file:
+        # The kernel gives out a page at a time.
+        while len(listed) < SEGMENTS_SIZE_MAX and (page := file.read(FILE_SIZE_MAX)):
+            listed += page
+    rows = [line.split() for line in listed.splitlines()[1:]]
+    return [row for row in rows if len(row) > RESIDENT]
 
 
 def _read(path: str) -> bytes:

@@ -141,12 +141,15 @@ class Quota:
         """Remember what a call has written; less than nothing for what it removed."""
         with self._lock:
             known = self._known.get(tenant_id)
-            if known is not None:
+            if known is not None and known.usage.too_deep and inode_count < 0:
+                del self._known[tenant_id]  # whether what lay too deep is gone has to be looked at
+            elif known is not None:
                 known.usage = known.usage + Usage(size_bytes, inode_count)
 
-    def over(self, tenant_id: str) -> str:
-        """Say what is too much at present, in one sentence; "" if nothing is."""
-        return self._judge(self._usage(tenant_id, lambda known: max(LOOK_FRESH_S, LOOK_COST_MAX * known.took_s)))
+    def over(self, tenant_id: str, held_bytes: int = 0) -> str:
+        """Say what is too much at present, with `held_bytes` that are not counted here; "" if nothing is."""
+        usage = self._usage(tenant_id, lambda known: max(LOOK_FRESH_S, LOOK_COST_MAX * known.took_s))
+        return self._judge(usage + Usage(held_bytes))
 
     def _usage(self, tenant_id: str, fresh_s: Callable[[_Counted], float]) -> Usage:
         with self._lock:

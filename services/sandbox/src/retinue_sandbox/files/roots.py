@@ -61,9 +61,9 @@ class Roots(ports.Workspaces):
         with self._tenant(tenant_id) as tenant, closing(_root(tenant, FILES, uid)) as files:
             return ports.Workspace(tenant_id, os.open(b".", _PLACE, dir_fd=files), uid)
 
-    async def over_quota(self, tenant_id: str) -> str:
-        """Say what is too much, in one sentence for a person; "" if nothing is. Counts at most once a second."""
-        return await self.turns.run(tenant_id, partial(self.quota.over, tenant_id))
+    async def over_quota(self, tenant_id: str, held_bytes: int = 0) -> str:
+        """See ports.Workspaces. Counts at most once a second."""
+        return await self.turns.run(tenant_id, partial(self.quota.over, tenant_id, held_bytes))
 
     @contextmanager
     def entered(self, tenant_id: str, root: str, *, lock: bool = False) -> Iterator[Root]:

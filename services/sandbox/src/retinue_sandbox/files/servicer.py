@@ -1,7 +1,7 @@
 """The wire of file calls: decode, one operation in a thread, encode."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
@@ -27,6 +27,9 @@ PAGE_SIZE = 200
 
 NAME = pb.DESCRIPTOR.services_by_name["FileService"].full_name
 
+INSTANT_MIN_NS, INSTANT_MAX_NS = -62_135_596_800 * 10**9, 253_402_300_799 * 10**9
+"""The years 1 to 9999, which are all that a Timestamp can say. Whoever owns a file may give it any."""
+
 Context = grpc.aio.ServicerContext[Any, Any]
 Fence = Callable[[str, str, int], None]
 """Given a tenant's id, a session's and a fencing token, raises RetinueError(STALE_FENCING_TOKEN) for one that is lower
@@ -34,6 +37,9 @@ than any seen. It is called from the loop and from other threads."""
 
 Record = Callable[..., None]
 """Writes down what was changed, as `audit.Audit.record` does. Called from the loop's thread."""
+
+Require = Callable[[], Awaitable[None]]
+"""Raises RetinueError(SANDBOX_UNAVAILABLE) unless boxes hold."""
 
 R = TypeVar("R")
 Facts = dict[str, str | int]
@@ -53,7 +59,13 @@ class _Ledger:
 class FileServicer(file_service_pb2_grpc.FileServiceServicer):
     """Implements retinue.sandbox.v1.FileService."""
 
-    def __init__(self, roots: Roots, fence: Fence, record: Record | None = None) -> None:
+    def __init__(
+        self, roots: Roots, fence: Fence, record: Record | None = None, require: Require | None = None
+    ) -> None:
+        """`require` is asked before a tool's call: without a working box no tool changes anything. People's files are
+        no tool's business.
+        """
+        self._require = require
         self._roots = roots
         self._fence = fence
         self._record = record
@@ -71,7 +83,7 @@ class FileServicer(file_service_pb2_grpc.FileServiceServicer):
 
     async def WriteFile(self, request: pb.WriteFileRequest, context: Context) -> pb.WriteFileResponse:
         with _counted("write"):
-            parts, check = parts_of(request.path), self._check(request)
+            parts, check = parts_of(request.path), await self._check(request)
 
             def work() -> Change:
                 with self._roots.entered(request.tenant_id, request.root or FILES, lock=True) as root:
@@ -83,7 +95,7 @@ class FileServicer(file_service_pb2_grpc.FileServiceServicer):
 
     async def EditFile(self, request: pb.EditFileRequest, context: Context) -> pb.EditFileResponse:
         with _counted("edit"):
-            parts, check = parts_of(request.path), self._check(request)
+            parts, check = parts_of(request.path), await self._check(request)
             old, new = request.old_text.encode(), request.new_text.encode()
 
             def work() -> Change:
@@ -107,7 +119,7 @@ class FileServicer(file_service_pb2_grpc.FileServiceServicer):
 
     async def DeleteFile(self, request: pb.DeleteFileRequest, context: Context) -> pb.DeleteFileResponse:
         with _counted("delete"):
-            parts, check = parts_of(request.path), self._check(request)
+            parts, check = parts_of(request.path), await self._check(request)
 
             def work() -> int:
                 with self._roots.entered(request.tenant_id, request.root or FILES, lock=True) as root:
@@ -117,8 +129,12 @@ class FileServicer(file_service_pb2_grpc.FileServiceServicer):
             removed = await self._change("delete", request, work, lambda removed: {"removed_count": removed})
             return pb.DeleteFileResponse(removed_count=removed)
 
-    def _check(self, request: Any) -> operations.Check:
-        """Refuse an overtaken attempt at once, and answer what refuses it at the last moment."""
+    async def _check(self, request: Any) -> operations.Check:
+        """Refuse a tool's call where no box holds, and an overtaken attempt; answer what refuses that at the last
+        moment.
+        """
+        if self._require is not None and request.origin.call_id:
+            await self._require()
         if not request.fencing_token:
             return lambda: None
         check = partial(self._fence, request.tenant_id, request.session_id, request.fencing_token)
@@ -160,10 +176,10 @@ class FileServicer(file_service_pb2_grpc.FileServiceServicer):
         )
 
 
-def service(roots: Roots, fence: Fence, record: Record | None = None) -> Service:
-    """Make the service; `record` is told of each change before its call is answered."""
+def service(roots: Roots, fence: Fence, record: Record | None = None, require: Require | None = None) -> Service:
+    """Make the service; `record` is told of each change before its call is answered, `require` as FileServicer says."""
     add = file_service_pb2_grpc.add_FileServiceServicer_to_server
-    return Service(add, FileServicer(roots, fence, record), NAME)
+    return Service(add, FileServicer(roots, fence, record, require), NAME)
 
 
 @contextmanager
@@ -184,6 +200,6 @@ def _shown(info: Info) -> pb.FileInfo:
     shown = pb.FileInfo(path=info.path, kind=info.kind, size_bytes=info.size_bytes, digest=info.digest)
     if info.modify_time_ns:
         instant = Timestamp()
-        instant.FromNanoseconds(info.modify_time_ns)
+        instant.FromNanoseconds(min(max(info.modify_time_ns, INSTANT_MIN_NS), INSTANT_MAX_NS))
         shown.modify_time.CopyFrom(instant)
     return shown

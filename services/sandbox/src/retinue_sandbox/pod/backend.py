@@ -82,6 +82,9 @@ class PodBox(AgentBox):
         self._control = control
         self._end = end
 
+    def _kill_all(self) -> None:
+        """Nothing reaches into a pod: what is in it ends with it."""
+
     async def _clean_up(self) -> None:
         if self._reading is not None:
             self._reading.cancel()
@@ -139,6 +142,10 @@ class PodBackend:
         if profile.egress:
             raise unavailable("A box in a pod has no way to the network.", check="egress")
         return await self._begin(workspace, BEGIN_TIMEOUT_S)
+
+    async def held_bytes(self, tenant_id: str) -> int:
+        """Nothing is seen of what a pod has open."""
+        return 0
 
     async def close(self) -> None:
         """End every box."""

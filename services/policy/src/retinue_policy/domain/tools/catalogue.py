@@ -9,7 +9,7 @@ from retinue_policy.domain.tools.wildcards import STAR, name_matches
 GROUPS: dict[str, tuple[str, ...]] = {
     "group:files": ("read", "write", "edit", "list", "delete"),
     "group:run": ("exec", "python"),
-    "group:memory": ("memory_note",),
+    "group:memory": ("memory_note", "memory_search"),
     "group:schedule": ("schedule_task",),
 }
 

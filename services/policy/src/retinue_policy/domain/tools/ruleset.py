@@ -4,13 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from retinue_policy.domain.tools import layers
-from retinue_policy.domain.tools.catalogue import BUILT_IN
-from retinue_policy.domain.tools.layers import Section
+from retinue_policy.domain.tools.catalogue import BUILT_IN, read_entries
+from retinue_policy.domain.tools.layers import Layer, Section
 from retinue_policy.domain.tools.manners import Manner, Security, manner_of
 from retinue_policy.domain.tools.wildcards import name_matches
 
 ISOLATIONS = ("namespace", "gvisor", "microvm")
 """What stands between a box and the machine, from the weakest to the strongest."""
+
+MEMORY_KINDS = "memory."
+"""How the kinds of the mesh's own tasks begin that read a conversation to remember what was said."""
+
+MEMORY_TASKS = Section(Layer.GROUP, "memory tasks", allow=read_entries(["group:memory"])[0])
+"""They read what anybody may have said, so that they can do nothing but remember, whatever other rules allow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,7 @@ class Ruleset:
             self.tenants.get(who.tenant_id),
             self.agents.get(who.agent_id),
             *(group.section for group in self.groups if group.holds(who)),
+            MEMORY_TASKS if who.kind.startswith(MEMORY_KINDS) else None,
         )
         return [section for section in found if section is not None]
 

@@ -66,7 +66,12 @@ def _edit(_: str, arguments: Arguments) -> str:
 
 
 def _memory_note(_: str, arguments: Arguments) -> str:
-    return f"Note {_text(arguments, 'title')}: {_text(arguments, 'text')}"
+    note = ": ".join(_text(arguments, name) for name in ("title", "text") if name in arguments)
+    facts = arguments.get("facts")
+    if not isinstance(facts, list):
+        return f"Note {note or '?'}"
+    texts = [_text(fact, "text") if isinstance(fact, dict) else "?" for fact in facts]
+    return f"Remember: {' | '.join([*texts, note] if note else texts)}"
 
 
 def _schedule_task(_: str, arguments: Arguments) -> str:
@@ -90,5 +95,6 @@ _SAID: dict[str, Callable[[str, Arguments], str]] = {
     "edit": _edit,
     "delete": _delete,
     "memory_note": _memory_note,
+    "memory_search": lambda _, arguments: f"Look in memory for {_text(arguments, 'query')}",
     "schedule_task": _schedule_task,
 }

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
+from retinue_kit.tokens import Tally, estimate
 
 from retinue_runtime_adapter.light import wire
 from retinue_runtime_adapter.openclaw.prompt import Message, shape
@@ -68,14 +69,19 @@ class Asked:
         self._fields = fields
         self._messages = messages
         self._options = options
-        self._characters: int | None = None
+        self._tokens: int | None = None
 
     @classmethod
     def read(
-        cls, body: bytes, before: Sequence[Message], options: dict[str, Any], tools: Collection[str] | None = None
+        cls,
+        body: bytes,
+        before: Sequence[Message],
+        options: dict[str, Any],
+        tools: Collection[str] | None = None,
+        preface: str = "",
     ) -> "Asked":
-        """Read a body. `before` is the conversation before it, `options` the run's, `tools` the names of those that it
-        is offered, None for all. Raises MalformedError.
+        """Read a body. `before` is the conversation before it and `preface` what stands before that, `options` the
+        run's, `tools` the names of those that it is offered, None for all. Raises MalformedError.
         """
         try:
             fields, messages = _read(body)
@@ -83,7 +89,8 @@ class Asked:
             # JavaScript cuts a text between the halves of a letter, and such a half is no letter in JSON.
             body = _ESCAPE.sub(_whole, body)
             fields, messages = _read(body)
-        found = cls(fields if tools is None else _offered(fields, tools), shape(messages, before), options)
+        shaped = shape(messages, before, preface)
+        found = cls(fields if tools is None else _offered(fields, tools), shaped, options)
         found.options_of_stream()
         return found
 
@@ -117,12 +124,12 @@ class Asked:
             value.pop("tool_choice", None)
         return _encode({**value, **self._options})
 
-    def characters(self) -> int:
+    def tokens(self) -> int:
         """Count what a model has to read: texts, calls of tools and their descriptions. Images count nothing."""
-        if self._characters is None:
-            tools = self._fields.get("tools")
-            self._characters = sum(map(_characters, self._messages)) + (len(bytes(tools)) if tools else 0)
-        return self._characters
+        if self._tokens is None:
+            tools = bytes(self._fields.get("tools", b"")).decode(errors="replace")
+            self._tokens = sum(map(_tokens, self._messages)) + estimate(tools)
+        return self._tokens
 
     def joined(self) -> "Asked | None":
         """Ask the same with neighbours of one role made one message; None if there are none."""
@@ -150,7 +157,7 @@ def _parts(content: str | list[Any]) -> list[Any]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def _characters(message: Message) -> int:
+def _tokens(message: Message) -> int:
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"text": content}]
     texts = [part.get("text") for part in parts if isinstance(part, dict)]
@@ -159,9 +166,9 @@ def _characters(message: Message) -> int:
         function = call.get("function") if isinstance(call, dict) else None
         if isinstance(function, dict):
             texts += [function.get("name"), function.get("arguments")]
-    return sum(len(text) for text in texts if isinstance(text, str))
+    return sum(estimate(text) for text in texts if isinstance(text, str))
 
 
-def estimated(asked: Asked, characters: int) -> wire.Usage:
-    """The usage of an answer of so many characters, where the endpoint counts nothing."""
-    return wire.Usage(wire.estimate(asked.characters()), wire.estimate(characters))
+def estimated(asked: Asked, said: Tally) -> wire.Usage:
+    """The usage of an answer, where the endpoint counts nothing."""
+    return wire.Usage(asked.tokens(), said.tokens)

@@ -91,7 +91,7 @@ class Exchange:
         """Count what was used, whole or not."""
         if not self._counted:
             self._counted = True
-            usage = call.usage or estimated(self._asked, call.characters)
+            usage = call.usage or estimated(self._asked, call.said)
             self._run.count(usage, self._model)
             call.count(usage.prompt_tokens, usage.completion_tokens)
 
@@ -103,7 +103,7 @@ class Exchange:
 
     def _failed(self, trouble: Trouble) -> None:
         if trouble.reason is not Reason.RUN_TERMINAL:  # which the run's own end is
-            self._run.meter.trouble = trouble
+            self._run.failed(trouble, self._trace_id)
         self.outcome = str(trouble.reason).lower()
 
     def _hear(self, parts: list[Part]) -> bytes:

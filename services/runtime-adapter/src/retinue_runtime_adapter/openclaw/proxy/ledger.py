@@ -1,33 +1,26 @@
 """Who may call a model, on whose behalf, and what it came to."""
 
-import hashlib
-import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from retinue_kit import telemetry
+from retinue_kit.errors import Reason
 
 from retinue_runtime_adapter.domain.models import Model
+from retinue_runtime_adapter.domain.troubles import Trouble
 from retinue_runtime_adapter.light.attempt import Attempt
 from retinue_runtime_adapter.light.wire import Usage, counted
 from retinue_runtime_adapter.openclaw.ports import Meter
 from retinue_runtime_adapter.openclaw.prompt import Message
-
-PREFIX = "retinue-"
-"""How a credential begins, so that one that leaked is recognised."""
-
-SECRET_BYTES = 32
+from retinue_runtime_adapter.openclaw.proxy.credentials import Credentials, Key
 
 CALLS_MAX = 8
 """Calls of one run at once. A turn makes one at a time; a few more leave room for what a gateway does beside it."""
 
 CALL_TIME_S = 3600.0
 """Longest call. A run's end comes before; this is for a run that has none."""
-
-Key = tuple[str, str]
-"""Instance and tenant."""
 
 
 class CrowdedError(Exception):
@@ -47,6 +40,8 @@ class Run:
         on_reasoning: Callable[[str], None] | None,
         before: Sequence[Message],
         tools: Sequence[str] | None = None,
+        preface: str = "",
+        on_overflow: Callable[[Trouble], None] | None = None,
     ) -> None:
         self.run_id = run_id
         self.trace_id = trace_id
@@ -54,9 +49,11 @@ class Run:
         self.parameters = parameters
         self.before = before
         self.tools = tools
+        self.preface = preface
         self.meter = Meter()
         self.traceparent = telemetry.traceparent()
         self._on_reasoning = on_reasoning
+        self._on_overflow = on_overflow
         self._attempts: dict[Attempt, Callable[[], None]] = {}
         self._cost = 0.0
 
@@ -64,6 +61,13 @@ class Run:
         """Tell what the model thinks, in calls that are surely this run's: another's thoughts are nobody else's."""
         if self._on_reasoning is not None and (not self.trace_id or trace_id == self.trace_id):
             self._on_reasoning(thought)
+
+    def failed(self, trouble: Trouble, trace_id: str) -> None:
+        """Keep a call's trouble. Of an overflow whoever runs the run is told, where the call is surely this run's."""
+        self.meter.trouble = trouble
+        ours = not self.trace_id or trace_id == self.trace_id
+        if trouble.reason is Reason.MODEL_CONTEXT_OVERFLOW and self._on_overflow is not None and ours:
+            self._on_overflow(trouble)
 
     def trying(self, model: Model) -> None:
         """Say which model is asked."""
@@ -105,44 +109,28 @@ class Ledger:
     """Credentials, and the runs and warm-ups under way."""
 
     def __init__(self) -> None:
-        self._credentials: dict[Key, str] = {}
-        # Found by digest: how long a search takes says something of the digest, and nothing of the secret.
-        self._keys: dict[bytes, Key] = {}
+        self.credentials = Credentials()
         self._runs: dict[Key, list[Run]] = {}
+        self._under_way: set[object] = set()
         self._warm: Counter[Key] = Counter()
 
-    def credential(self, key: Key) -> str:
-        """Make, or answer, a credential."""
-        found = self._credentials.get(key)
-        if found is None:
-            found = self._credentials[key] = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
-            self._keys[_digest(found)] = key
-        return found
+    def renewed(self, key: Key, now: float) -> None:
+        """The gateway has the next credential; runs under way may go on with the present one."""
+        self.credentials.renewed(key, list(self._runs.get(key, ())), now)
 
-    def assign(self, former: Key, key: Key) -> None:
-        """Let a credential be another's from now on; what that one had is over. Does nothing if there is none."""
-        credential = self._credentials.pop(former, None)
-        if credential is not None:
-            self.forget(*key)
-            self._credentials[key] = credential
-            self._keys[_digest(credential)] = key
-
-    def forget(self, instance_id: str, tenant_id: str) -> None:
-        """End the credentials of an instance, or of one tenant there."""
-        for key in [k for k in self._credentials if k[0] == instance_id and tenant_id in ("", k[1])]:
-            del self._keys[_digest(self._credentials.pop(key))]
-
-    def key(self, credential: str) -> Key | None:
-        """Whose credential it is."""
-        return self._keys.get(_digest(credential))
+    def key(self, credential: str, now: float) -> Key | None:
+        """Whose credential it is; None for one that is over."""
+        return self.credentials.find(credential, self._under_way, now)
 
     @contextmanager
     def run(self, key: Key, run: Run) -> Iterator[Meter]:
         """Let a run's calls through."""
         self._runs.setdefault(key, []).append(run)
+        self._under_way.add(run)
         try:
             yield run.meter
         finally:
+            self._under_way.remove(run)
             self._runs[key].remove(run)
             if not self._runs[key]:
                 del self._runs[key]
@@ -181,7 +169,3 @@ class Ledger:
 
 def _nothing() -> None:
     """What there is to settle of a call that nobody has answered yet."""
-
-
-def _digest(credential: str) -> bytes:
-    return hashlib.sha256(credential.encode(errors="replace")).digest()

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import aiohttp
 import msgspec
 from opentelemetry.trace import Span
+from retinue_kit.tokens import Tally
 
 from retinue_runtime_adapter.config import Settings
 from retinue_runtime_adapter.domain import troubles
@@ -64,20 +64,20 @@ class _Answer(msgspec.Struct):
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
-def _tool_characters(said: _Said | None) -> int:
+def _tool_words(said: _Said | None) -> str:
     calls = said.tool_calls if said is not None else None
     functions = [call.function for call in calls or [] if call.function is not None]
-    return sum(len(function.name or "") + len(function.arguments or "") for function in functions)
+    return "".join((function.name or "") + (function.arguments or "") for function in functions)
 
 
 class Relay(Call[Part]):
-    """A call whose answer is a stream. `characters` counts what was said and thought so far."""
+    """A call whose answer is a stream. `said` counts what was said and thought so far."""
 
     def __init__(
         self, wants_usage: bool, attempt: Attempt, settings: Settings, span: Span, keys: Sequence[str]
     ) -> None:
         super().__init__(attempt, settings, span, keys)
-        self.characters = 0
+        self.said = Tally()
         self._wants_usage = wants_usage
         self._thinking = Thinking()
         # What says nothing yet is held back, so that another model can still answer in its place; and what may turn out
@@ -95,9 +95,9 @@ class Relay(Call[Part]):
         if choice.delta is not None:
             thought = choice.delta.reasoning_content or choice.delta.reasoning or ""
             content = choice.delta.content or ""
-        self.characters += len(thought) + len(content)
+        self.said.add(thought + content)
         if tools:
-            self.characters += _tool_characters(_tools(line))
+            self.said.add(_tool_words(_tools(line)))
         ending = tools or bool(choice.finish_reason)
         inner, words = "", content
         if not self._thinking.past and (content or ending):
@@ -131,20 +131,12 @@ class Whole(Call[Part]):
 
     def __init__(self, attempt: Attempt, settings: Settings, span: Span, keys: Sequence[str]) -> None:
         super().__init__(attempt, settings, span, keys)
-        self.characters = 0
+        self.said = Tally()
         self._timeout_s = max(settings.model_first_timeout_s, ANSWER_TIMEOUT_S)
 
     async def read(self) -> list[Part]:
         """Read the answer. Raises Trouble."""
-        assert self._response is not None
-        body = b""
-        try:
-            while chunk := await self._attempt.wait(self._response.content.readany, self._timeout_s):
-                body += chunk
-                if len(body) > ANSWER_SIZE_MAX_BYTES:
-                    raise troubles.invalid(f"The model's answer is larger than {ANSWER_SIZE_MAX_BYTES} bytes.")
-        except (aiohttp.ClientError, OSError):
-            raise troubles.invalid("The model's answer broke off.") from None
+        body = await self.whole_body(ANSWER_SIZE_MAX_BYTES)
         try:
             answer = _decode_answer(body)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -157,7 +149,7 @@ class Whole(Call[Part]):
         message = answer.choices[0].message
         content = message.content if isinstance(message.content, str) else ""
         thought = message.reasoning_content or message.reasoning or ""
-        self.characters = len(thought) + len(content) + _tool_characters(message)
+        self.said.add(thought + content + _tool_words(message))
         inner, words = Thinking().feed(content, ending=True)
         if thought or words != content:
             body = _encode_whole(body, words)

@@ -1,0 +1,1 @@
+"""Bundles as bytes: written one way only, and read only if they were."""

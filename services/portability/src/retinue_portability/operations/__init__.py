@@ -1,0 +1,1 @@
+"""The verbs of portability; ports.py says what they need from outside."""

@@ -1,0 +1,1 @@
+"""Plain calls of models, without an agent: a summary, vectors."""
