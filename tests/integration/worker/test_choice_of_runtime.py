@@ -99,20 +99,6 @@ async def test_a_runtime_is_told_whom_it_speaks_with_and_whether_alone(
     assert (request.runtime, request.contact, request.isolation) == ("openclaw", contact, isolation)
 
 
-async def test_each_runtime_is_told_all_that_was_said_under_the_other(mesh, choosing, policy_address, when_over):
-    mesh.adapter.script = fine
-    await mesh.start_worker(policy_address=policy_address)
-    for number, choosing.runtime in enumerate(["openclaw", "light", "openclaw"]):
-        await when_over(await mesh.submit(f"m{number}"))
-    asked = mesh.adapter.requests
-    assert [request.runtime for request in asked] == ["openclaw", "light", "openclaw"]
-    said = [("user", "m0"), ("assistant", "re: m0"), ("user", "m1"), ("assistant", "re: m1")]
-    for request, count in zip(asked, (0, 2, 4), strict=True):
-        assert [(line.role, line.text) for line in request.context] == said[:count]
-    assert [request.session_runtime for request in choosing.requests] == ["", "openclaw", "light"]
-    assert len({request.session_id for request in asked}) == 1, "a switch is no new session"
-
-
 async def test_a_runtime_that_has_no_room_yet_costs_no_attempt(mesh, when_over):
     mesh.adapter.script = failing(4, failure(retry_s=0.05))
     await mesh.start_worker()
