@@ -61,7 +61,7 @@ async def test_a_context_is_carried_without_what_the_run_has_said_but_with_what_
     assert "call Bob" in carried.context.preface
     assert carried.context.losses.runtime == "openclaw"
     assert carried.context.losses.bundle_digest == carried.facts.digest
-    assert not carried.context.HasField("settings")
+    assert not carried.context.HasField("lasting"), "the log knows it all"
     # Once the run is over, its words are part of the context.
     later = await mesh.ask("CarryContext", run_id="run_5", target=TARGET)
     assert later.context.messages[-1].text == "and now?"
@@ -72,6 +72,19 @@ async def test_a_small_window_bounds_what_is_carried(mesh):
     mesh.router.events = chatter(1, 300)
     small = await mesh.ask("CarryContext", run_id="run_x", target={**TARGET, "window_tokens": 1000})
     assert small.facts.token_count <= small.facts.manifest.token_budget == 500
+    assert not small.context.HasField("lasting"), "a larger model is not to forget what a small one cannot read"
+
+
+async def test_no_more_messages_are_carried_than_a_later_run_is_given_and_what_is_before_is_summed_up(mesh):
+    mesh.router.events = [*turn(1, "My cat is called Mochi.", "Noted."), *chatter(2, 149)]
+    whole = await mesh.ask("BuildBundle", token_budget=1_000_000)
+    assert next(part.item_count for part in whole.facts.manifest.parts if part.name == "messages") == 300
+    carried = await mesh.ask("CarryContext", run_id="run_x", token_budget=1_000_000, target=TARGET)
+    assert len(carried.context.messages) == 200
+    lasting = carried.context.lasting
+    assert (lasting.method, lasting.message_count) == ("extract", 100)
+    assert "My cat is called Mochi." in lasting.text
+    assert lasting.text in carried.context.preface
 
 
 async def test_what_a_bundle_holds_is_told_to_a_runtime_later(mesh):

@@ -13,6 +13,7 @@ from retinue.portability.v1 import portability_service_pb2_grpc as portability_g
 from retinue_kit.errors import Reason, RetinueError
 from retinue_kit.server import Service
 from retinue_router.worker import clients
+from retinue_router.worker.given import RECORD
 
 POLICY = policy_pb.DESCRIPTOR.services_by_name["PolicyService"].full_name
 PORTABILITY = portability_pb.DESCRIPTOR.services_by_name["PortabilityService"].full_name
@@ -56,6 +57,7 @@ class Carrying(portability_grpc.PortabilityServiceServicer):
         self.carried, self.summed = [], []
         self.trouble = None
         self.through = ""
+        self.lasting = None
 
     async def CarryContext(self, request, context):
         self.carried.append(request)
@@ -69,6 +71,7 @@ class Carrying(portability_grpc.PortabilityServiceServicer):
             preface="What is remembered: tea.",
             messages=[bundle_pb2.GivenMessage(role="user", text="carried")],
             losses=loss_pb2.LossReport(runtime=request.target.runtime, bundle_digest=DIGEST, fields=[held, told]),
+            lasting=self.lasting,
         )
         return portability_pb.CarryContextResponse(facts=bundle_pb2.BundleFacts(digest=DIGEST), context=given)
 
@@ -190,6 +193,21 @@ async def test_a_switch_is_told_once_and_recorded_with_what_is_lost_and_the_runt
     assert len(carrying.carried) == 1
     assert [line.text for line in mesh.adapter.requests[-1].context] == ["hello", "re: hello", "again", "re: again"]
     assert not json.loads(row["decision"]).get("bundle")
+
+
+async def test_what_a_bundle_summed_up_is_known_to_the_runs_that_follow(mesh, started, carrying, spoken):
+    for text in ("one", "two"):
+        await spoken(text, "openclaw")
+    ((_, _, through),) = [one for one in await events(mesh, "assistant.message") if one[0]["text"] == "re: one"]
+    carrying.lasting = bundle_pb2.SummaryPart(
+        text="One was said.", through_cursor=str(through), message_count=2, method="extract"
+    )
+    await spoken("three", "light")
+    assert len(await events(mesh, "context.compacted")) == 1
+    await spoken("four", "light")
+    given = mesh.adapter.requests[-1]
+    assert given.preface == f"{RECORD}\n\nWhat was said before, summed up:\nOne was said."
+    assert [line.text for line in given.context] == ["two", "re: two", "three", "re: three"]
 
 
 async def test_without_a_bundle_there_is_no_switch_and_the_run_waits_for_one(

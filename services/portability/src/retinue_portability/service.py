@@ -83,7 +83,8 @@ def _target(target: pb.Target) -> Target:
 def _context(made: Sealed, given: Given, target: Target) -> bundle_pb2.GivenContext:
     messages = [bundle_pb2.GivenMessage(role=message.role, text=message.text) for message in given.messages]
     losses = _report(target.runtime, made.digest, given.fates)
-    return bundle_pb2.GivenContext(preface=given.preface, messages=messages, losses=losses)
+    lasting = summary_part(given.lasting) if given.lasting.text else None
+    return bundle_pb2.GivenContext(preface=given.preface, messages=messages, losses=losses, lasting=lasting)
 
 
 def _report(runtime: str, digest: str, fates: Sequence[FieldFate]) -> loss_pb2.LossReport:

@@ -99,7 +99,7 @@ class Spares:
         except asyncio.CancelledError:
             self._let_go(spare)
             raise
-        except RetinueError:  # whoever asks may have more luck, or hear of it
+        except Exception:  # whoever asks may have more luck, or hear of it
             return None
         if box.lost.is_set():
             self._let_go(spare)

@@ -22,55 +22,54 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from retinue.portability.v1 import loss_pb2 as retinue_dot_portability_dot_v1_dot_loss__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#retinue/portability/v1/bundle.proto\x12\x16retinue.portability.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a!retinue/portability/v1/loss.proto\"Z\n\x06\x42undle\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12+\n\x05parts\x18\x02 \x03(\x0b\x32\x1c.retinue.portability.v1.Part\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"%\n\x04Part\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\xca\x01\n\x08Manifest\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x16\n\x0ethrough_cursor\x18\x02 \x01(\t\x12\x14\n\x0ctoken_budget\x18\x03 \x01(\x05\x12\x31\n\x05parts\x18\x04 \x03(\x0b\x32\".retinue.portability.v1.PartDigest\x12\x35\n\nredactions\x18\x05 \x03(\x0b\x32!.retinue.portability.v1.Redaction\x12\x0e\n\x06key_id\x18\x06 \x01(\t\"R\n\nPartDigest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x05\x12\x12\n\nitem_count\x18\x04 \x01(\x05\"6\n\tRedaction\x12\x0c\n\x04part\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x05\"X\n\x0cIdentityPart\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontact\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\"J\n\x0bProfilePart\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12\x14\n\x0cprofile_json\x18\x03 \x01(\t\"Z\n\x0bSummaryPart\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x16\n\x0ethrough_cursor\x18\x02 \x01(\t\x12\x15\n\rmessage_count\x18\x03 \x01(\x05\x12\x0e\n\x06method\x18\x04 \x01(\t\"H\n\x0cMessagesPart\x12\x38\n\x08messages\x18\x01 \x03(\x0b\x32&.retinue.portability.v1.BundledMessage\"`\n\x0e\x42undledMessage\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x05 \x01(\t\"?\n\tFactsPart\x12\x32\n\x05\x66\x61\x63ts\x18\x01 \x03(\x0b\x32#.retinue.portability.v1.BundledFact\"^\n\x0b\x42undledFact\x12\x0f\n\x07\x66\x61\x63t_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x12\n\nimportance\x18\x04 \x01(\x05\x12\x0c\n\x04text\x18\x05 \x01(\t\"L\n\rToolCallsPart\x12;\n\ntool_calls\x18\x01 \x03(\x0b\x32\'.retinue.portability.v1.BundledToolCall\"\x84\x01\n\x0f\x42undledToolCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04tool\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\x12\n\n\x02ok\x18\x04 \x01(\x08\x12\x0e\n\x06result\x18\x05 \x01(\t\x12\x0e\n\x06run_id\x18\x06 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x07 \x01(\t\"J\n\x0f\x41ttachmentsPart\x12\x37\n\x0b\x61ttachments\x18\x01 \x03(\x0b\x32\".retinue.portability.v1.Attachment\"*\n\nAttachment\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\".\n\x0cSettingsPart\x12\x0f\n\x07persona\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"z\n\x0b\x42undleFacts\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x05\x12\x13\n\x0btoken_count\x18\x03 \x01(\x05\x12\x32\n\x08manifest\x18\x04 \x01(\x0b\x32 .retinue.portability.v1.Manifest\"*\n\x0cGivenMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xb6\x01\n\x0cGivenContext\x12\x0f\n\x07preface\x18\x01 \x01(\t\x12\x36\n\x08messages\x18\x02 \x03(\x0b\x32$.retinue.portability.v1.GivenMessage\x12\x32\n\x06losses\x18\x03 \x01(\x0b\x32\".retinue.portability.v1.LossReport\x12)\n\x08settings\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Structb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#retinue/portability/v1/bundle.proto\x12\x16retinue.portability.v1\x1a!retinue/portability/v1/loss.proto\"Z\n\x06\x42undle\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12+\n\x05parts\x18\x02 \x03(\x0b\x32\x1c.retinue.portability.v1.Part\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"%\n\x04Part\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\xca\x01\n\x08Manifest\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x16\n\x0ethrough_cursor\x18\x02 \x01(\t\x12\x14\n\x0ctoken_budget\x18\x03 \x01(\x05\x12\x31\n\x05parts\x18\x04 \x03(\x0b\x32\".retinue.portability.v1.PartDigest\x12\x35\n\nredactions\x18\x05 \x03(\x0b\x32!.retinue.portability.v1.Redaction\x12\x0e\n\x06key_id\x18\x06 \x01(\t\"R\n\nPartDigest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x05\x12\x12\n\nitem_count\x18\x04 \x01(\x05\"6\n\tRedaction\x12\x0c\n\x04part\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x05\"X\n\x0cIdentityPart\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontact\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\"J\n\x0bProfilePart\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12\x14\n\x0cprofile_json\x18\x03 \x01(\t\"Z\n\x0bSummaryPart\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x16\n\x0ethrough_cursor\x18\x02 \x01(\t\x12\x15\n\rmessage_count\x18\x03 \x01(\x05\x12\x0e\n\x06method\x18\x04 \x01(\t\"H\n\x0cMessagesPart\x12\x38\n\x08messages\x18\x01 \x03(\x0b\x32&.retinue.portability.v1.BundledMessage\"`\n\x0e\x42undledMessage\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x05 \x01(\t\"?\n\tFactsPart\x12\x32\n\x05\x66\x61\x63ts\x18\x01 \x03(\x0b\x32#.retinue.portability.v1.BundledFact\"^\n\x0b\x42undledFact\x12\x0f\n\x07\x66\x61\x63t_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x12\n\nimportance\x18\x04 \x01(\x05\x12\x0c\n\x04text\x18\x05 \x01(\t\"L\n\rToolCallsPart\x12;\n\ntool_calls\x18\x01 \x03(\x0b\x32\'.retinue.portability.v1.BundledToolCall\"\x84\x01\n\x0f\x42undledToolCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04tool\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\x12\n\n\x02ok\x18\x04 \x01(\x08\x12\x0e\n\x06result\x18\x05 \x01(\t\x12\x0e\n\x06run_id\x18\x06 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x07 \x01(\t\"J\n\x0f\x41ttachmentsPart\x12\x37\n\x0b\x61ttachments\x18\x01 \x03(\x0b\x32\".retinue.portability.v1.Attachment\"*\n\nAttachment\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\".\n\x0cSettingsPart\x12\x0f\n\x07persona\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"z\n\x0b\x42undleFacts\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x05\x12\x13\n\x0btoken_count\x18\x03 \x01(\x05\x12\x32\n\x08manifest\x18\x04 \x01(\x0b\x32 .retinue.portability.v1.Manifest\"*\n\x0cGivenMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xc1\x01\n\x0cGivenContext\x12\x0f\n\x07preface\x18\x01 \x01(\t\x12\x36\n\x08messages\x18\x02 \x03(\x0b\x32$.retinue.portability.v1.GivenMessage\x12\x32\n\x06losses\x18\x03 \x01(\x0b\x32\".retinue.portability.v1.LossReport\x12\x34\n\x07lasting\x18\x04 \x01(\x0b\x32#.retinue.portability.v1.SummaryPartb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'retinue.portability.v1.bundle_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BUNDLE']._serialized_start=128
-  _globals['_BUNDLE']._serialized_end=218
-  _globals['_PART']._serialized_start=220
-  _globals['_PART']._serialized_end=257
-  _globals['_MANIFEST']._serialized_start=260
-  _globals['_MANIFEST']._serialized_end=462
-  _globals['_PARTDIGEST']._serialized_start=464
-  _globals['_PARTDIGEST']._serialized_end=546
-  _globals['_REDACTION']._serialized_start=548
-  _globals['_REDACTION']._serialized_end=602
-  _globals['_IDENTITYPART']._serialized_start=604
-  _globals['_IDENTITYPART']._serialized_end=692
-  _globals['_PROFILEPART']._serialized_start=694
-  _globals['_PROFILEPART']._serialized_end=768
-  _globals['_SUMMARYPART']._serialized_start=770
-  _globals['_SUMMARYPART']._serialized_end=860
-  _globals['_MESSAGESPART']._serialized_start=862
-  _globals['_MESSAGESPART']._serialized_end=934
-  _globals['_BUNDLEDMESSAGE']._serialized_start=936
-  _globals['_BUNDLEDMESSAGE']._serialized_end=1032
-  _globals['_FACTSPART']._serialized_start=1034
-  _globals['_FACTSPART']._serialized_end=1097
-  _globals['_BUNDLEDFACT']._serialized_start=1099
-  _globals['_BUNDLEDFACT']._serialized_end=1193
-  _globals['_TOOLCALLSPART']._serialized_start=1195
-  _globals['_TOOLCALLSPART']._serialized_end=1271
-  _globals['_BUNDLEDTOOLCALL']._serialized_start=1274
-  _globals['_BUNDLEDTOOLCALL']._serialized_end=1406
-  _globals['_ATTACHMENTSPART']._serialized_start=1408
-  _globals['_ATTACHMENTSPART']._serialized_end=1482
-  _globals['_ATTACHMENT']._serialized_start=1484
-  _globals['_ATTACHMENT']._serialized_end=1526
-  _globals['_SETTINGSPART']._serialized_start=1528
-  _globals['_SETTINGSPART']._serialized_end=1574
-  _globals['_BUNDLEFACTS']._serialized_start=1576
-  _globals['_BUNDLEFACTS']._serialized_end=1698
-  _globals['_GIVENMESSAGE']._serialized_start=1700
-  _globals['_GIVENMESSAGE']._serialized_end=1742
-  _globals['_GIVENCONTEXT']._serialized_start=1745
-  _globals['_GIVENCONTEXT']._serialized_end=1927
+  _globals['_BUNDLE']._serialized_start=98
+  _globals['_BUNDLE']._serialized_end=188
+  _globals['_PART']._serialized_start=190
+  _globals['_PART']._serialized_end=227
+  _globals['_MANIFEST']._serialized_start=230
+  _globals['_MANIFEST']._serialized_end=432
+  _globals['_PARTDIGEST']._serialized_start=434
+  _globals['_PARTDIGEST']._serialized_end=516
+  _globals['_REDACTION']._serialized_start=518
+  _globals['_REDACTION']._serialized_end=572
+  _globals['_IDENTITYPART']._serialized_start=574
+  _globals['_IDENTITYPART']._serialized_end=662
+  _globals['_PROFILEPART']._serialized_start=664
+  _globals['_PROFILEPART']._serialized_end=738
+  _globals['_SUMMARYPART']._serialized_start=740
+  _globals['_SUMMARYPART']._serialized_end=830
+  _globals['_MESSAGESPART']._serialized_start=832
+  _globals['_MESSAGESPART']._serialized_end=904
+  _globals['_BUNDLEDMESSAGE']._serialized_start=906
+  _globals['_BUNDLEDMESSAGE']._serialized_end=1002
+  _globals['_FACTSPART']._serialized_start=1004
+  _globals['_FACTSPART']._serialized_end=1067
+  _globals['_BUNDLEDFACT']._serialized_start=1069
+  _globals['_BUNDLEDFACT']._serialized_end=1163
+  _globals['_TOOLCALLSPART']._serialized_start=1165
+  _globals['_TOOLCALLSPART']._serialized_end=1241
+  _globals['_BUNDLEDTOOLCALL']._serialized_start=1244
+  _globals['_BUNDLEDTOOLCALL']._serialized_end=1376
+  _globals['_ATTACHMENTSPART']._serialized_start=1378
+  _globals['_ATTACHMENTSPART']._serialized_end=1452
+  _globals['_ATTACHMENT']._serialized_start=1454
+  _globals['_ATTACHMENT']._serialized_end=1496
+  _globals['_SETTINGSPART']._serialized_start=1498
+  _globals['_SETTINGSPART']._serialized_end=1544
+  _globals['_BUNDLEFACTS']._serialized_start=1546
+  _globals['_BUNDLEFACTS']._serialized_end=1668
+  _globals['_GIVENMESSAGE']._serialized_start=1670
+  _globals['_GIVENMESSAGE']._serialized_end=1712
+  _globals['_GIVENCONTEXT']._serialized_start=1715
+  _globals['_GIVENCONTEXT']._serialized_end=1908
 # @@protoc_insertion_point(module_scope)

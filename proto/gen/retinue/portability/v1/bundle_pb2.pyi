@@ -6,7 +6,6 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from retinue.portability.v1 import loss_pb2 as _loss_pb2
 import builtins as _builtins
@@ -631,7 +630,7 @@ class GivenContext(_message.Message):
     PREFACE_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     LOSSES_FIELD_NUMBER: _builtins.int
-    SETTINGS_FIELD_NUMBER: _builtins.int
+    LASTING_FIELD_NUMBER: _builtins.int
     preface: _builtins.str
     """What goes before the conversation, with the persona: what is remembered, the summary, what tools did. May be empty."""
     @_builtins.property
@@ -643,8 +642,10 @@ class GivenContext(_message.Message):
         """What the runtime holds of the bundle, field by field."""
 
     @_builtins.property
-    def settings(self) -> _struct_pb2.Struct:
-        """The session's settings; unset for none."""
+    def lasting(self) -> Global___SummaryPart:
+        """What the log does not know yet of what was said before the messages; whoever holds the session's lease records it, so
+        that the runs that follow begin with it. Not set where the log knows all.
+        """
 
     def __init__(
         self,
@@ -652,11 +653,11 @@ class GivenContext(_message.Message):
         preface: _builtins.str = ...,
         messages: _abc.Iterable[Global___GivenMessage] | None = ...,
         losses: _loss_pb2.LossReport | None = ...,
-        settings: _struct_pb2.Struct | None = ...,
+        lasting: Global___SummaryPart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["losses", b"losses", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lasting", b"lasting", "losses", b"losses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["losses", b"losses", "messages", b"messages", "preface", b"preface", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lasting", b"lasting", "losses", b"losses", "messages", b"messages", "preface", b"preface"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

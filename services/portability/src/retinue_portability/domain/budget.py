@@ -71,8 +71,8 @@ def cut(text: str, tokens: int) -> str:
     return best
 
 
-def fit(content: Content, budget: int) -> tuple[Content, Taken]:
-    """Make a context fit so many tokens. Answers it, and what is missing."""
+def fit(content: Content, budget: int, messages_max: int = MESSAGES_MAX) -> tuple[Content, Taken]:
+    """Make a context fit so many tokens, at most so many messages as they were; answers it, and what is missing."""
     taken: Taken = Counter()
     profile = _profile(content.profile, int(budget * PROFILE_SHARE), taken)
     facts = _first(content.facts, int(budget * FACTS_SHARE), FACTS_MAX, lambda fact: fact.text, "facts", taken)
@@ -81,7 +81,9 @@ def fit(content: Content, budget: int) -> tuple[Content, Taken]:
     small = replace(
         content, profile=profile, facts=facts, calls=calls, attachments=files, messages=(), summary=Summary()
     )
-    summary, messages = _conversation(content.summary, content.messages, budget, small.token_count(), taken)
+    summary, messages = _conversation(
+        content.summary, content.messages, budget, small.token_count(), messages_max, taken
+    )
     return replace(small, summary=summary, messages=messages), taken
 
 
@@ -130,16 +132,16 @@ def _newest_calls(calls: Sequence[ToolCall], room: int, taken: Taken) -> tuple[T
 
 
 def _conversation(
-    recorded: Summary, messages: Sequence[Message], budget: int, used: int, taken: Taken
+    recorded: Summary, messages: Sequence[Message], budget: int, used: int, messages_max: int, taken: Taken
 ) -> tuple[Summary, tuple[Message, ...]]:
     """Share what is left between the summary and what was said last."""
     room = budget - used
     alone = min(estimate(recorded.text), int(room * ALONE_SHARE))
-    start, kept, shortened = _newest(messages, room - alone)
+    start, kept, shortened = _newest(messages, room - alone, messages_max)
     if start == 0:
         return _shorten(recorded, alone, taken), _counted(kept, shortened, taken)
     share = int(room * SUMMARY_SHARE)
-    start, kept, shortened = _newest(messages, room - share)
+    start, kept, shortened = _newest(messages, room - share, messages_max)
     if start == 0:  # the summary's share is less than it alone would have had
         return _shorten(recorded, share, taken), _counted(kept, shortened, taken)
     former = _shorten(recorded, int(share * RECORDED_SHARE), taken)
@@ -152,11 +154,11 @@ def _counted(kept: tuple[Message, ...], shortened: int, taken: Taken) -> tuple[M
     return kept
 
 
-def _newest(messages: Sequence[Message], room: int) -> tuple[int, tuple[Message, ...], int]:
+def _newest(messages: Sequence[Message], room: int, messages_max: int) -> tuple[int, tuple[Message, ...], int]:
     """What was said last and fits, from a user's message on: where it begins, itself, and how many were cut."""
     kept: list[Message] = []
     left = room
-    for message in reversed(messages[-MESSAGES_MAX:]):
+    for message in reversed(messages[-messages_max:]):
         most = min(int(room * MESSAGE_SHARE) if kept else room, MESSAGE_TOKENS_MAX)
         if min(estimate(message.text), most) > left:
             break

@@ -49,7 +49,7 @@ def written(value: object) -> str:
     return _encoder.encode(value)
 
 
-def compose(sources: Sources, token_budget: int) -> Bundle:
+def compose(sources: Sources, token_budget: int, messages_max: int = budget.MESSAGES_MAX) -> Bundle:
     """Put a context together that has at most so many tokens. The same sources make the same context."""
     bound = min(token_budget, budget.TOKENS_MAX)
     told, taken = sources.told, Taken(sources.told.taken)
@@ -70,7 +70,7 @@ def compose(sources: Sources, token_budget: int) -> Bundle:
         ),
         settings=redaction.redact_settings(sources.settings, taken),
     )
-    small, missing = budget.fit(content, bound)
+    small, missing = budget.fit(content, bound, messages_max)
     return Bundle(small, sources.through, bound, taken + missing)
 
 

@@ -3,15 +3,16 @@
 import asyncio
 import time
 from collections.abc import Awaitable
+from dataclasses import replace
 from typing import Any
 
 from opentelemetry import trace
 from retinue_kit import telemetry
 from retinue_kit.errors import Reason, RetinueError
 
-from retinue_portability.domain import composing, rendering
+from retinue_portability.domain import budget, composing, rendering
 from retinue_portability.domain.composing import Sources
-from retinue_portability.domain.content import Cursor, Fact, Identity
+from retinue_portability.domain.content import Cursor, Fact, Identity, Summary
 from retinue_portability.domain.context import Told, tell
 from retinue_portability.domain.rendering import Given, Target
 from retinue_portability.format import sealed
@@ -22,6 +23,11 @@ from retinue_portability.operations.ports import Agents, Logged, Logs, Memory, S
 
 READS_AT_ONCE = 8
 """Contexts that are in memory at once, each of up to 16 MiB of events; more wait, within their callers' deadlines."""
+
+
+CARRIED_MAX = 200
+"""Messages that are carried over as they were: as many as a run is given of its session by the router. What was before
+them is summed up, which the log then records, so that the runs that follow know it too."""
 
 
 class Reading:
@@ -59,13 +65,23 @@ class Building:
         """
         with telemetry.span("portability.carry", runtime=target.runtime) as span:
             room = rendering.budget_for(token_budget or self._token_budget, target)
-            made = await self._build(span, session, room, run_id=run_id)
+            made = await self._build(span, session, room, run_id=run_id, messages_max=CARRIED_MAX)
             given = await asyncio.to_thread(rendering.for_runtime, made.bundle, target)
+            if room < (token_budget or self._token_budget):
+                # What was left out for a small model is not to be forgotten under a larger one.
+                given = replace(given, lasting=Summary())
             span.set_attribute("losses", sum(fate.fate != "held" for fate in given.fates))
             return made, given
 
     async def _build(
-        self, span: trace.Span, session: Session, token_budget: int, *, run_id: str = "", allow_open: bool = False
+        self,
+        span: trace.Span,
+        session: Session,
+        token_budget: int,
+        *,
+        run_id: str = "",
+        allow_open: bool = False,
+        messages_max: int = budget.MESSAGES_MAX,
     ) -> Sealed:
         began = time.monotonic()
         async with self._reading.room:
@@ -92,7 +108,7 @@ class Building:
                 settings=agent.settings,
                 through=told.last if run_id else logged.through,
             )
-            made = await asyncio.to_thread(_seal, sources, token_budget, self._signer)
+            made = await asyncio.to_thread(_seal, sources, token_budget, messages_max, self._signer)
         span.set_attribute("events", len(logged.events))
         span.set_attribute("bytes", len(made.data))
         build_seconds.observe(time.monotonic() - began)
@@ -112,8 +128,8 @@ def _tell(logged: Logged, without_run_id: str) -> Told:
     return told
 
 
-def _seal(sources: Sources, token_budget: int, signer: Signer) -> Sealed:
-    return sealed.seal(composing.compose(sources, token_budget), signer)
+def _seal(sources: Sources, token_budget: int, messages_max: int, signer: Signer) -> Sealed:
+    return sealed.seal(composing.compose(sources, token_budget, messages_max), signer)
 
 
 async def _together(*work: Awaitable[Any]) -> Any:

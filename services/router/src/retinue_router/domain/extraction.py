@@ -47,7 +47,8 @@ def prompt(contact: str, day: datetime, lines: Sequence[tuple[str, str]]) -> str
     size = 0
     kept: list[str] = []
     for role, text in reversed(lines):
-        line = f"{role}: {_shortened(text)}".replace("\n", _INDENT)  # no text can look like somebody else's line
+        # No text can look like somebody else's line, whatever it breaks its lines with.
+        line = _INDENT.join(f"{role}: {_shortened(text)}".splitlines())
         size += len(line)
         if kept and size > PART_LENGTH_MAX:
             break

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from retinue_kit.errors import RetinueError
 
 from retinue_router.domain.contacts import check_name
-from retinue_router.domain.submission import CHAT, check_key
+from retinue_router.domain.submission import CHAT, check_key, check_kind
 
 SCHEDULE_ID = "sch"
 
@@ -37,6 +37,7 @@ class Schedule:
         check_name(self.contact)
         if self.kind == CHAT:
             raise RetinueError.field("kind", "must be a task's, not chat")
+        check_kind(self.kind)
         check_key(self.idempotency_key)
 
     def digest(self) -> bytes:

@@ -21,10 +21,22 @@ unit."""
 Facts = Mapping[str, object]
 
 
+OWN = "memory."
+"""Kinds and keys of tasks that the mesh asks for by itself, which nobody hears of, begin with it."""
+
+
 def check_key(idempotency_key: str) -> None:
-    """Refuse an idempotency key that no header could hold. Raises RetinueError(FIELD_INVALID)."""
+    """Refuse an idempotency key that no header could hold, or that is ours. Raises RetinueError(FIELD_INVALID)."""
     if not all("!" <= sign <= "~" for sign in idempotency_key):
         raise RetinueError.field("idempotency_key", "must hold visible ASCII characters only")
+    if idempotency_key.startswith(OWN):
+        raise RetinueError.field("idempotency_key", f"must not begin with {OWN!r}, which is kept for the mesh's own")
+
+
+def check_kind(kind: str) -> None:
+    """Refuse the kind of a task that is ours. Raises RetinueError(FIELD_INVALID)."""
+    if kind.startswith(OWN):
+        raise RetinueError.field("kind", f"must not begin with {OWN!r}, which is kept for the mesh's own tasks")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +69,8 @@ class Submission:
         if "\0" in self.text:
             raise RetinueError.field("text", "must not hold the character U+0000")
         check_key(self.idempotency_key)
+        if self.retry_of is None:
+            check_kind(self.kind)
         if self.run_at is not None:
             if not self.is_task:
                 raise RetinueError.field("run_at", "must not be given for a message")

@@ -46,7 +46,8 @@ language sql immutable as $$
   select case when p_alike and p_vector is not null
       then 0.7 * s.shared + 0.3 * greatest(0, coalesce(1 - nullif(p_vector operator(public.<=>) p_near::public.vector, 'NaN'), 0))
     else s.shared end
-  from (select count(*) / greatest(1, cardinality(p_wanted))::double precision as shared from unnest(p_wanted) g where g = any (p_grams)) s
+  from (select count(*) / greatest(1, cardinality(p_wanted))::double precision as shared
+    from (select unnest(p_wanted) intersect select unnest(p_grams)) g) s
 $$;
 
 -- What is remembered goes with its contact.
@@ -65,8 +66,13 @@ create function preface_1(t text, p_log text, p_summary text) returns jsonb lang
       'What was said before, summed up:' || E'\n' || p_summary)) end
     || coalesce((select jsonb_build_array(jsonb_build_object('role', 'system', 'text', 'What is remembered of whom you speak with:' || E'\n' ||
       string_agg('- ' || q.text, E'\n' order by q.importance desc, q.fact_id desc)))
-    from (select f.text, f.importance, f.fact_id, sum(length(f.text)) over (order by f.importance desc, f.fact_id desc) as size from facts f
-      where f.tenant_id = t and f.contact in ('', (select l.contact from logs l where l.tenant_id = t and l.log_id = p_log))
+    from (select f.text, f.importance, f.fact_id, sum(length(f.text)) over (order by f.importance desc, f.fact_id desc) as size from (
+        (select x.text, x.importance, x.fact_id from facts x where x.tenant_id = t and x.contact = ''
+          order by x.importance desc, x.fact_id desc limit 30)                                           -- index facts_by_importance
+        union all
+        (select x.text, x.importance, x.fact_id from facts x
+          where x.tenant_id = t and x.contact = (select l.contact from logs l where l.tenant_id = t and l.log_id = p_log) and x.contact <> ''
+          order by x.importance desc, x.fact_id desc limit 30)) f
       order by f.importance desc, f.fact_id desc limit 30) q
     where q.size <= 6000 having count(*) > 0), '[]'::jsonb)
 $$;

@@ -1,5 +1,6 @@
 """Memory: facts of a tenant and of its contacts, remembered, found again and forgotten."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -37,7 +38,7 @@ class LexicalEmbedder:
 
     async def embed(self, tenant_id: str, texts: Sequence[str]) -> list[Vector]:
         """One for each text, in order."""
-        return [facts.lexical(text) for text in texts]
+        return await asyncio.to_thread(_lexical, texts)
 
 
 class Memory:
@@ -70,19 +71,8 @@ class Memory:
         """Make facts to be remembered of domain, kind, importance and text; vectors as well as can be had now."""
         texts = [" ".join(text.split()) for _, _, _, text in wanted]
         vectors = await self._vectors(tenant_id, texts)
-        return [
-            Fresh(
-                ids.new_id(facts.FACT),
-                domain or facts.DOMAIN_DEFAULT,
-                kind or facts.KIND_DEFAULT,
-                importance or facts.IMPORTANCE_DEFAULT,
-                text,
-                facts.digest(text),
-                facts.grams(text),
-                vector,
-            )
-            for (domain, kind, importance, _), text, vector in zip(wanted, texts, vectors, strict=True)
-        ]
+        # A hundred long facts are half a second's work, beside the loop.
+        return await asyncio.to_thread(_fresh, wanted, texts, vectors)
 
     async def search(self, tenant_id: str, contact: str, query: str, limit: int) -> list[Row]:
         """Find facts of a contact and of its tenant, best first."""
@@ -98,7 +88,7 @@ class Memory:
         except RetinueError as error:
             # Words are enough to remember and to find; what was kept so is not compared with a model's vectors.
             log.info("no vectors from a model", reason=str(error.reason), detail=error.private or error.message)
-            return [facts.lexical(text) for text in texts]
+            return await asyncio.to_thread(_lexical, texts)
 
     async def page(self, tenant_id: str, contact: str, page_size: int, page_token: str) -> tuple[list[Row], str]:
         """List facts by importance; answers the page and the token of the next one. Raises CURSOR_INVALID."""
@@ -118,3 +108,23 @@ class Memory:
         if whose is None:
             raise RetinueError(Reason.FACT_NOT_FOUND, "There is no such fact.")
         self._projector.project(tenant_id, whose)
+
+
+def _fresh(wanted: Sequence[tuple[str, str, int, str]], texts: Sequence[str], vectors: Sequence[Vector]) -> list[Fresh]:
+    return [
+        Fresh(
+            ids.new_id(facts.FACT),
+            domain or facts.DOMAIN_DEFAULT,
+            kind or facts.KIND_DEFAULT,
+            importance or facts.IMPORTANCE_DEFAULT,
+            text,
+            facts.digest(text),
+            facts.grams(text),
+            vector,
+        )
+        for (domain, kind, importance, _), text, vector in zip(wanted, texts, vectors, strict=True)
+    ]
+
+
+def _lexical(texts: Sequence[str]) -> list[Vector]:
+    return [facts.lexical(text) for text in texts]

@@ -17,8 +17,8 @@ EVENTS_MAX = 50_000
 """Events of a session that are read, the newest: ten thousand turns with tools. What is older has no place in any
 context."""
 
-PREFETCH = 500
-"""Rows that are taken from the database at a time."""
+PREFETCH = 32
+"""Rows that are taken from the database at a time: one may have a megabyte."""
 
 _HEADER = (
     "select c.display_name, c.channel, c.profile, l.session_id from contacts c"

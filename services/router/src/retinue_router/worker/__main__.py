@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from retinue_kit import ids, postgres, process, streams
 from retinue_kit.client import Peer
@@ -29,6 +29,9 @@ from retinue_router.worker.reporter import Reporter
 from retinue_router.worker.runner import Parts, Runner
 from retinue_router.worker.scheduler import Scheduler, WholeRoom
 from retinue_router.worker.sweeper import Sweeper
+
+EXTRACT_LAST_S = 2.0
+"""For what was said last to be asked to be read for facts, when the process stops."""
 
 POOL_SIZE = 12
 """Connections for all slots: a turn holds one for three statements of half a millisecond."""
@@ -110,7 +113,9 @@ async def assemble(settings: Settings, stack: AsyncExitStack) -> Server:
         keeper.release_all()
         await asyncio.gather(*(puller.leave() for puller in pullers))
         await projector.flush()
-        await extractor.flush()
+        with suppress(TimeoutError):  # what is not looked at now is at the session's next message
+            async with asyncio.timeout(EXTRACT_LAST_S):
+                await extractor.flush()
         for loop in loops:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)

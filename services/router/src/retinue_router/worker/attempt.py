@@ -15,6 +15,7 @@ from retinue_kit.crashing import reach
 from retinue_kit.errors import Reason, RetinueError
 
 from retinue_router.crash_points import Point
+from retinue_router.domain.context import COMPACTED
 from retinue_router.encoding import plain
 from retinue_router.ring import Rings, Ticket
 from retinue_router.worker.clients import (
@@ -28,7 +29,7 @@ from retinue_router.worker.clients import (
     patiently,
 )
 from retinue_router.worker.course import Course
-from retinue_router.worker.given import Given, as_carried, as_claimed, invocation, room_in, target_of
+from retinue_router.worker.given import Given, as_carried, as_claimed, compacted, invocation, room_in, target_of
 from retinue_router.worker.keeper import Keeper, Lease
 from retinue_router.worker.leases import ATTEMPTS_MAX, Allowed, Held, LeaseStore
 from retinue_router.worker.measure import Measure
@@ -287,6 +288,8 @@ class Attempt:
         self._decide_on(decision, bundle)
         self._course.begin_anew()
         self._teller.tell("runtime.switched", switched, recorded=True)
+        if bundle.lasting is not None:
+            self._teller.tell(COMPACTED, storable(compacted(bundle.lasting)), recorded=True)
         return bundle if held.kind == CHAT else as_claimed(held)
 
     async def _compact(self) -> None:
@@ -312,14 +315,7 @@ class Attempt:
         except RetinueError as error:
             log.info("not compacted", run_id=held.run_id, reason=str(error.reason), detail=error.private)
             return
-        await self._course.compact(
-            {
-                "summary": summary.text,
-                "through": summary.through_cursor,
-                "method": summary.method,
-                "message_count": summary.message_count,
-            }
-        )
+        await self._course.compact(compacted(summary))
         out.again = True
 
     async def _drive(self, request: adapter_pb.InvokeRequest) -> None:
