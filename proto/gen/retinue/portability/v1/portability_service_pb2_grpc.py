@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class PortabilityServiceStub:
-    """Carries a session's context from one runtime into another, whole, and out of the deployment and back. Everything comes
-    from the event log alone, so that the same context makes the same bytes. Fails with DEPENDENCY_UNAVAILABLE, DEADLINE,
-    FIELD_INVALID.
+    """Carries a session's context from one runtime into another, whole, and out of the deployment and back. What was said
+    comes from the event log alone, with what is remembered and set now: the same context makes the same bytes. Fails
+    with DEPENDENCY_UNAVAILABLE, DEADLINE, FIELD_INVALID.
     """
 
     def __init__(self, channel):
@@ -70,9 +70,9 @@ class PortabilityServiceStub:
 
 
 class PortabilityServiceServicer:
-    """Carries a session's context from one runtime into another, whole, and out of the deployment and back. Everything comes
-    from the event log alone, so that the same context makes the same bytes. Fails with DEPENDENCY_UNAVAILABLE, DEADLINE,
-    FIELD_INVALID.
+    """Carries a session's context from one runtime into another, whole, and out of the deployment and back. What was said
+    comes from the event log alone, with what is remembered and set now: the same context makes the same bytes. Fails
+    with DEPENDENCY_UNAVAILABLE, DEADLINE, FIELD_INVALID.
     """
 
     def BuildBundle(self, request, context):
@@ -167,9 +167,9 @@ def add_PortabilityServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PortabilityService:
-    """Carries a session's context from one runtime into another, whole, and out of the deployment and back. Everything comes
-    from the event log alone, so that the same context makes the same bytes. Fails with DEPENDENCY_UNAVAILABLE, DEADLINE,
-    FIELD_INVALID.
+    """Carries a session's context from one runtime into another, whole, and out of the deployment and back. What was said
+    comes from the event log alone, with what is remembered and set now: the same context makes the same bytes. Fails
+    with DEPENDENCY_UNAVAILABLE, DEADLINE, FIELD_INVALID.
     """
 
     @staticmethod

@@ -13,9 +13,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PortabilityServiceStub:
-    """Carries a session's context from one runtime into another, whole, and out of the deployment and back. Everything comes
-    from the event log alone, so that the same context makes the same bytes. Fails with DEPENDENCY_UNAVAILABLE, DEADLINE,
-    FIELD_INVALID.
+    """Carries a session's context from one runtime into another, whole, and out of the deployment and back. What was said
+    comes from the event log alone, with what is remembered and set now: the same context makes the same bytes. Fails
+    with DEPENDENCY_UNAVAILABLE, DEADLINE, FIELD_INVALID.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -46,9 +46,9 @@ class PortabilityServiceStub:
     """
 
 class PortabilityServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Carries a session's context from one runtime into another, whole, and out of the deployment and back. Everything comes
-    from the event log alone, so that the same context makes the same bytes. Fails with DEPENDENCY_UNAVAILABLE, DEADLINE,
-    FIELD_INVALID.
+    """Carries a session's context from one runtime into another, whole, and out of the deployment and back. What was said
+    comes from the event log alone, with what is remembered and set now: the same context makes the same bytes. Fails
+    with DEPENDENCY_UNAVAILABLE, DEADLINE, FIELD_INVALID.
     """
 
     @_abc_1.abstractmethod
