@@ -12,9 +12,10 @@ import psutil
 import pytest
 import pytest_asyncio
 from bundling import all_words, asked_of_the_model, built_again, exported, facts_told, said_in, spoken_in, tell
+from clawed_mesh import end_of, gateways, instances, runtime_of, said, serving, told
 from retinue_kit.spans import read_trace
 from talking import follow, shown
-from whole_mesh import connect, parse_sse, running
+from whole_mesh import connect, running
 
 FIRST_TURN_TIMEOUT_S = 300
 """First turns of agents are had one after the other, some seconds each."""
@@ -24,9 +25,6 @@ READY_TIMEOUT_S = 480
 
 SPEAKS_TIMEOUT_S = 120
 """For a new tenant's first words, behind other agents' first turns."""
-
-ENDS_TIMEOUT_S = 180
-"""For a run of some seconds that is begun a second time on another gateway."""
 
 LETS_GO_TIMEOUT_S = 30
 
@@ -69,49 +67,6 @@ async def client(mesh):
         yield connected
 
 
-async def told(client, contact, text, **more):
-    """Send a message; answers the frames of its whole stream."""
-    response = await client.post(f"/v1/contacts/{contact}/messages:stream", json={"text": text, **more})
-    assert response.status_code == 200, response.text
-    return parse_sse(response.text)
-
-
-async def end_of(client, run):
-    """Wait until a run is over; answers it."""
-    until = time.monotonic() + ENDS_TIMEOUT_S
-    while True:
-        found = (await client.post(f"/v1/runs/{run}:wait", params={"timeout_s": 60})).json()["run"]
-        if found["state"] in ("succeeded", "failed", "cancelled") or time.monotonic() > until:
-            return found
-
-
-def said(frames):
-    return [frame["data"]["data"]["text"] for frame in frames if frame["event"] == "assistant.message"]
-
-
-def runtime_of(frames):
-    return next(frame["data"]["data"]["runtime"] for frame in frames if frame["event"] == "run.started")
-
-
-def gateways(mesh):
-    """The gateways' processes, by instance."""
-    adapter = psutil.Process(int(mesh.processes()["runtime-adapter"]["pid"]))
-    found = {}
-    for process in adapter.children(recursive=True):
-        instance = process.environ().get("OPENCLAW_STATE_DIR", "").rpartition("/")[2]
-        if instance:
-            found.setdefault(instance, process)
-    return found
-
-
-def instances(mesh):
-    return {one["instance_id"]: one for one in json.loads(mesh.command("instances", "--json").stdout)}
-
-
-def serving(mesh):
-    return sum(one["isolation"] == "shared" and one["state"] == "ready" for one in instances(mesh).values())
-
-
 @pytest.fixture
 def two_ready(mesh, eventually):
     """Wait until both shared gateways take runs."""
@@ -125,7 +80,33 @@ def two_ready(mesh, eventually):
     return wait
 
 
-async def test_a_conversation_runs_on_openclaw_and_remembers(client, contact):
+@pytest.fixture
+def served_by(mesh, client, eventually):
+    """Wait until the caller's tenant has a gateway that takes its runs; answers its id and process."""
+
+    async def look():
+        status = await client.get("/api/instance/status")
+        mine = status.json().get("instance", {})
+        process = gateways(mesh).get(mine.get("instance", ""))
+        return (mine["instance"], process) if process is not None and mine.get("state") == "ready" else None
+
+    async def wait(contact):
+        # Asked for by name: where it has been killed shortly before, another would stand in.
+        await told(client, contact, "warm", runtime="openclaw")
+        return await eventually(look, READY_TIMEOUT_S)
+
+    return wait
+
+
+async def test_a_conversation_runs_on_openclaw_and_remembers(mesh, two_ready, contact):
+    await two_ready()
+    # Of a tenant of its own: for those whose gateway was killed shortly before, light stands in a while.
+    async with connect(mesh, mesh.token("fresh")) as client:
+        client.timeout = FIRST_TURN_TIMEOUT_S
+        await _runs_and_remembers(client, contact)
+
+
+async def _runs_and_remembers(client, contact):
     first = await told(client, contact, "#tokens=5")
     assert (runtime_of(first), said(first)) == ("openclaw", ["t0 t1 t2 t3 t4"])
     await told(client, contact, "I am Anna")
@@ -222,15 +203,12 @@ async def test_a_worker_that_dies_leaves_a_run_that_the_next_one_joins(mesh, cli
 
 
 async def test_a_gateway_killed_in_the_middle_ends_no_run_and_is_replaced(
-    mesh, client, contact, eventually, two_ready, model_url
+    mesh, client, contact, eventually, two_ready, served_by, model_url
 ):
     await two_ready()
-    await told(client, contact, "warm")
-    mine = next(name for name, one in instances(mesh).items() if one["tenant_ids"])
-    process = gateways(mesh)[mine]
-    posted = await client.post(
-        f"/v1/contacts/{contact}/messages", json={"text": f"#tokens=80 #delay=100 mark-{contact}"}
-    )
+    mine, process = await served_by(contact)
+    asked = {"text": f"#tokens=80 #delay=100 mark-{contact}", "runtime": "openclaw"}
+    posted = await client.post(f"/v1/contacts/{contact}/messages", json=asked)
     run = posted.json()["run"]["run_id"]
     async with httpx.AsyncClient(base_url=model_url.removesuffix("/v1"), trust_env=False) as model:
         # Asked of the model: a command takes longer than the run where a machine is busy.
@@ -249,12 +227,10 @@ WRITES_ONCE = """#tool=exec {"command": "echo x >> once.txt"}
 
 
 async def test_one_effect_a_gateway_killed_after_a_call_ends_the_run_and_makes_no_call_twice(
-    mesh, client, contact, eventually, two_ready
+    client, contact, eventually, two_ready, served_by
 ):
     await two_ready()
-    await told(client, contact, "warm")
-    mine = next(name for name, one in instances(mesh).items() if one["tenant_ids"])
-    process = gateways(mesh)[mine]
+    _, process = await served_by(contact)
     posted = await client.post(f"/v1/contacts/{contact}/messages", json={"text": WRITES_ONCE, "runtime": "openclaw"})
 
     async def written():
