@@ -102,6 +102,18 @@ async def test_bounded_a_contact_has_so_many_facts_and_a_batch_is_kept_whole_or_
     assert [error.reason for error in refused] == [Reason.QUOTA_EXCEEDED]
     assert (await remember(router, "fact 1"))[0].text == "fact 1"  # known already: it needs no room
     assert (await remember(router, "another contact's", contact="bob"))[0].contact == "bob"
+    # What a run learns has room made for it, by the least important; what is known already takes none.
+    await remember(router, {"text": "of no weight", "importance": 1})
+    await remember(router, *({"text": f"last {n}", "importance": 6} for n in range(3)))
+    run = (await router.submit()).run_id
+    for text, count in (("fact 1", 0), ("learned", 1)):
+        before = set(await texts(router, page_size=1000))
+        assert len(before) == FACTS_MAX
+        await router.call("RememberFacts", contact="anna", run_id=run, facts=[{"text": text, "importance": 9}])
+        after = set(await texts(router, page_size=1000))
+        assert len(before - after) == count
+        assert text in after
+        assert not [gone for gone in before - after if gone.startswith("last")]
 
 
 async def test_facts_go_with_their_contact_and_the_tenants_own_stay(router):

@@ -111,8 +111,10 @@ begin
     perform pg_advisory_xact_lock(hashtextextended('facts ' || t || ' ' || p_contact, 0));
     delete from facts f where f.tenant_id = t and f.fact_id in (
       select x.fact_id from facts x where x.tenant_id = t and x.contact = p_contact
-        order by x.importance, x.fact_id limit greatest(0, jsonb_array_length(p_facts) - p_max
-          + (select count(*) from facts y where y.tenant_id = t and y.contact = p_contact)));
+        order by x.importance, x.fact_id limit greatest(0, - p_max
+          + (select count(*) from facts y where y.tenant_id = t and y.contact = p_contact)
+          + (select count(distinct n ->> 'digest') from jsonb_array_elements(p_facts) n where not exists (     -- what is known needs no room
+              select from facts y where y.tenant_id = t and y.contact = p_contact and y.digest = decode(n ->> 'digest', 'hex')))));
   end if;
   return query select * from remember_1(t, p_contact, p_run, p_facts, p_max);
 end $$;
